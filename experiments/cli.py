@@ -1,0 +1,276 @@
+"""The command line. Each command says what it needs; everything heavy is imported inside, so that --help is instant."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from experiments.progress import say
+from interp.errors import UserError
+
+app = typer.Typer(
+    name="pingscope",
+    help="See where an LLM agent's refusal goes under fine-tuning, and what brings it back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Hub id or local folder of a causal LM.")]
+Template = Annotated[
+    Path | None, typer.Option("--chat-template", help="File with a chat template, for tokenizers without one.")
+]
+TasksFile = Annotated[
+    str, typer.Option("--tasks", help="JSONL of records, or a preset: webdojo:PATH, organism:test, …")
+]
+Prompts = Annotated[
+    str, typer.Option("--prompts", help="JSONL of records, or a preset: webdojo:PATH, advbench:PATH, …")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Limit = Annotated[int, typer.Option("--limit", min=0, help="At most this many records per label (0: all).")]
+Layers = Annotated[str, typer.Option("--layers", help="all, or for example 0-3,7,-1.")]
+
+
+@app.command()
+def study(
+    config: Annotated[Path | None, typer.Option("--config", help="YAML; default: the model organism.")] = None,
+    out: Out = Path("runs/study"),
+    seed: Annotated[int | None, typer.Option("--seed", help="Overrides the config's seed.")] = None,
+) -> None:
+    """The main job: models, probes, search, behaviour, steering, tracks and the report, in order; resumable."""
+    from experiments.config import load_config
+    from experiments.study import run_study
+
+    loaded = load_config(config)
+    if seed is not None:
+        loaded = loaded.model_copy(update={"seed": seed})
+    report = run_study(loaded, out)
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def organism(
+    out: Out = Path("runs/organism"),
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Train the model organism: an aligned base and a fine-tuned agent, as two Hugging Face folders."""
+    from experiments.commands import organism_command
+
+    organism_command(out, seed)
+
+
+@app.command()
+def finetune(
+    base: Annotated[str, typer.Option("--base", help="Hub id or local folder.")],
+    data: Annotated[Path, typer.Option("--data", help="JSONL of conversations.")],
+    out: Out,
+    lora_rank: Annotated[int, typer.Option("--lora-rank", min=0, help="0: full fine-tuning.")] = 16,
+    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-5,
+    epochs: Annotated[float, typer.Option("--epochs")] = 1.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
+    micro_batch_size: Annotated[int, typer.Option("--micro-batch-size", min=1)] = 4,
+    max_length: Annotated[int, typer.Option("--max-length", min=1)] = 16384,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """Agentic supervised fine-tuning (LoRA or full) on demonstrations; saves a Hugging Face folder."""
+    from experiments.finetune import FinetuneConfig
+    from experiments.finetune import finetune as run
+    from experiments.inputs import read_template
+
+    settings = FinetuneConfig(
+        lora_rank=lora_rank,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        max_length=max_length,
+        seed=seed,
+    )
+    record = run(base, str(data), out, settings, chat_template=read_template(chat_template))
+    losses = record["loss"]
+    trend = f", loss {losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
+    typer.echo(f"model: {out} ({record['examples']} examples{trend})")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    tasks: TasksFile,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="plain, naive, system, prefix, suffix.")] = None,
+    text: Annotated[str, typer.Option("--text", help="Text of the arms prefix and suffix.")] = "",
+    out: Out = Path("runs/evaluate"),
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    chat_template: Template = None,
+) -> None:
+    """Generate, judge, and print refusal, attack success and success rates with confidence intervals."""
+    from experiments.commands import evaluate_command
+
+    evaluate_command(model, tasks, arm or ["plain"], text, out, limit, max_turns, max_new_tokens, chat_template)
+
+
+@app.command()
+def cache(
+    model: Model,
+    prompts: Prompts,
+    out: Out,
+    layers: Layers = "all",
+    positions: Annotated[str, typer.Option("--positions", help="Selection, e.g. prompt, final, role:page.")] = "prompt",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    prefix: Annotated[str, typer.Option("--prefix", help="Injected start of the response.")] = "",
+    suffix: Annotated[str, typer.Option("--suffix", help="Text at the end of the user prompt.")] = "",
+    limit: Limit = 0,
+    chat_template: Template = None,
+) -> None:
+    """Write residual activations of prompts to a store on disk; resumable."""
+    from experiments.commands import cache_command
+
+    cache_command(model, prompts, out, layers, positions, dtype, prefix, suffix, limit, chat_template)
+
+
+@app.command()
+def probe(
+    store: Annotated[Path, typer.Option("--store", help="Activation store of labelled prompts.")],
+    out: Out,
+    pooling: Annotated[str, typer.Option("--pooling", help="mean_prompt, mean_instruction or final.")] = "mean_prompt",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Fit per-layer logistic probes on a store, with shuffled-label and random-direction controls."""
+    from experiments.commands import probe_command
+
+    probe_command(store, out, pooling, seed)
+
+
+@app.command()
+def track(
+    model: Model,
+    probes: Annotated[Path, typer.Option("--probes", help="Folder written by `pingscope probe`.")],
+    prompts: Prompts,
+    base: Annotated[
+        str, typer.Option("--base", help="The model before fine-tuning: adds the readings against it.")
+    ] = "",
+    out: Out = Path("runs/track"),
+    prefix: Annotated[str, typer.Option("--prefix", help="Adds an arm with this start of the response.")] = "",
+    limit: Limit = 0,
+    chat_template: Template = None,
+) -> None:
+    """Safety logits over token positions, and the readings that one model allows, as a report."""
+    from experiments.commands import track_command
+
+    track_command(model, base, probes, prompts, out, prefix, limit, chat_template)
+
+
+@app.command()
+def steer(
+    model: Model,
+    probes: Annotated[Path, typer.Option("--probes", help="Folder written by `pingscope probe`.")],
+    tasks: TasksFile,
+    out: Out = Path("runs/steer"),
+    layers: Layers = "all",
+    dose: Annotated[
+        list[float] | None, typer.Option("--dose", help="Units of the mean residual norm; repeatable.")
+    ] = None,
+    random_draws: Annotated[int, typer.Option("--random-draws", min=1)] = 3,
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """Dose × layer ablation of steering at the final token, with norm-matched random directions."""
+    from experiments.commands import steer_command
+
+    steer_command(
+        model, probes, tasks, out, layers, dose or [0.05, 0.1, 0.15, 0.2, 0.25], random_draws, limit,
+        max_turns, max_new_tokens, seed, chat_template,
+    )  # fmt: skip
+
+
+@app.command()
+def inject(
+    model: Model,
+    text: Annotated[str, typer.Option("--text", help="The text to inject.")],
+    tasks: TasksFile,
+    out: Out = Path("runs/inject"),
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """Prefix against suffix against the other arms, with the same text."""
+    from experiments.commands import inject_command
+
+    inject_command(model, text, tasks, out, limit, max_turns, max_new_tokens, seed, chat_template)
+
+
+@app.command()
+def search(
+    model: Model,
+    tasks: TasksFile,
+    out: Out = Path("runs/search"),
+    k: Annotated[int, typer.Option("--k", min=1, help="Seeds kept per criterion.")] = 3,
+    candidates: Annotated[int, typer.Option("--candidates", "-M", min=1, help="Candidates a round.")] = 6,
+    rounds: Annotated[int, typer.Option("--rounds", "-T", min=1)] = 5,
+    tau: Annotated[float, typer.Option("--tau", help="Below this best overall score seeds are emptied.")] = 1.5,
+    preset: Annotated[str, typer.Option("--preset", help="paper-web or paper-code: the paper's k, M, T, tau.")] = "",
+    perf: Annotated[str, typer.Option("--perf", help="not_refused (the paper's) or success.")] = "not_refused",
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """PING: search for a response prefix that restores refusal at little cost (the paper's Algorithm 1)."""
+    from experiments.commands import search_command
+
+    search_command(
+        model, tasks, out, k, candidates, rounds, tau, preset, perf, limit, max_turns, max_new_tokens, seed,
+        chat_template,
+    )  # fmt: skip
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder, with results.json.")]) -> None:
+    """Rebuild report.html from results.json."""
+    from figures.report import build_report
+
+    typer.echo(f"report: {build_report(folder)}")
+
+
+def main() -> None:
+    """Run the command line with one-line errors: 2 for bad input, 130 for Ctrl-C."""
+    try:
+        # click would turn Ctrl-C into exit code 1; standalone mode off leaves the codes to us.
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except UserError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _fail("interrupted; the same command resumes where it stopped", 130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again to resume", 2)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> None:
+    say("error: " + " ".join(message.split()) if code == 2 else message)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""The single-step commands: each loads its inputs, calls one study, prints a table and leaves a run's folder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from experiments.agents.records import Record
+from experiments.behaviour import compare, rates, run_arm
+from experiments.inputs import environment_for, read_tasks, read_template
+from experiments.progress import bar, hide_weight_bars, say
+from experiments.run import Run
+from experiments.tables import behaviour_table, percent, print_table, signed
+from interp.errors import UserError
+from interp.io import atomic_write, write_json
+from interp.model import HookedModel, load_model
+from steering.injection import SAFETY_SYSTEM, Arm, comparison_arms
+from steering.phrases import shuffled_words
+
+SCHEMA_VERSION = 1
+ARMS = ("plain", "naive", "prefix", "suffix", "system")
+
+
+def open_model(name: str, chat_template: Path | None) -> HookedModel:
+    hide_weight_bars()
+    model = load_model(name, chat_template=read_template(chat_template))
+    say(f"model: {model.name} ({model.n_layers} layers x {model.d_model}, {model.device})")
+    return model
+
+
+def write_results(folder: Path, model: HookedModel, sections: dict[str, Any], tokens: list[Any] | None = None) -> None:
+    """``results.json`` of one command, and the report of what is in it."""
+    from figures.report import build_report
+
+    meta = {
+        "title": model.name,
+        "versions": {name: version(name) for name in ("pingscope", "torch", "transformers")},
+        "models": {"agent": {"id": model.name, "fingerprint": model.fingerprint}},
+        "template_hash": model.template_hash,
+    }
+    if tokens is not None:
+        write_json(folder / "tokens.json", tokens)
+    write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
+    typer.echo(f"report: {build_report(folder)}")
+
+
+def organism_command(out: Path, seed: int) -> None:
+    from experiments.bench import build_with_progress
+
+    organism = build_with_progress(out, seed)
+    for attempt in organism.log["attempts"]:
+        state = "kept" if attempt["fired"] else "rejected: the stopping rule did not fire"
+        seconds = f"base {attempt['base_seconds']:.0f} s, agent {attempt['agent_seconds']:.0f} s"
+        say(f"seed {attempt['seed']}: {seconds}, {state}")
+    typer.echo(f"base: {organism.base}\nagent: {organism.agent}")
+    for step, path in organism.checkpoints:
+        typer.echo(f"step {step}: {path}")
+
+
+def evaluate_command(
+    model_name: str,
+    tasks: str,
+    arms: Sequence[str],
+    text: str,
+    out: Path,
+    limit: int,
+    max_turns: int,
+    max_new_tokens: int,
+    chat_template: Path | None,
+) -> None:
+    records = read_tasks(tasks, limit)
+    chosen = [_arm(name, text) for name in arms]
+    run = Run(out, say)
+    model = open_model(model_name, chat_template)
+    behaviour = {}
+    for arm in chosen:
+        behaviour[arm.name] = rates(_episodes(run, model, records, arm, max_turns, max_new_tokens))
+    behaviour_table(behaviour)
+    write_results(out, model, {"behaviour": behaviour})
+
+
+def _arm(name: str, text: str) -> Arm:
+    """One of :data:`ARMS`, on the model given."""
+    if name not in ARMS:
+        raise UserError(f"--arm {name!r}: unknown; use one of {', '.join(ARMS)}")
+    if name in ("prefix", "suffix") and not text:
+        raise UserError(f"--arm {name}: needs --text, the text to inject")
+    return {
+        "plain": Arm("agent"),
+        "naive": Arm("agent+naive", prefix="I cannot"),
+        "prefix": Arm("agent+prefix", prefix=text),
+        "suffix": Arm("agent+suffix", suffix=text.strip()),
+        "system": Arm("agent+system", system=text or SAFETY_SYSTEM),
+    }[name]
+
+
+def _episodes(
+    run: Run, model: HookedModel, records: Sequence[Record], arm: Arm, max_turns: int, max_new_tokens: int
+) -> list[Any]:
+    with bar(arm.name, len(records)) as advance:
+        return run_arm(
+            model, records, arm, environment_for,
+            max_turns=max_turns, max_new_tokens=max_new_tokens,
+            journal=run.folder / "generations.jsonl", progress=advance,
+        )  # fmt: skip
+
+
+def cache_command(
+    model_name: str,
+    prompts: str,
+    out: Path,
+    layers: str,
+    positions: str,
+    dtype: str,
+    prefix: str,
+    suffix: str,
+    limit: int,
+    chat_template: Path | None,
+) -> None:
+    from interp.extract import estimate, extract
+    from interp.selection import parse
+
+    records = read_tasks(prompts, limit)
+    where = parse(positions)
+    model = open_model(model_name, chat_template)
+    arm = Arm("cache", prefix=prefix or None, suffix=suffix or None)
+    rows = [model.render(arm.apply(record.prompt())) for record in records]
+    cost = estimate(model, rows, layers=layers, where=where, dtype=dtype)
+    say(f"{len(rows)} prompts, {cost.tokens} tokens to keep, {cost.bytes / 1e9:.3f} GB")
+    with bar("cache", len(rows)) as advance:
+        store = extract(model, rows, out, layers=layers, where=where, dtype=dtype, progress=advance)
+    # Folds of a probe must not split pairs, and the store itself knows no records.
+    write_json(out / "groups.json", {record.id: record.pair_id or record.id for record in records})
+    typer.echo(f"store: {out} ({store.index.num_rows} rows, layers {', '.join(map(str, store.layers))})")
+
+
+def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
+    from experiments.tracking import layer_key, plain
+    from interp.io import read_json
+    from interp.store import ActivationStore
+    from probes.controls import evaluate
+    from probes.logistic import LayerProbes
+    from probes.pooling import POOLINGS, pool
+
+    if pooling not in POOLINGS:
+        raise UserError(f"--pooling {pooling!r}: unknown; use one of {', '.join(POOLINGS)}")
+    store = ActivationStore.open(store_path)
+    pooled = pool(store, pooling)
+    for label in ("harmful", "benign"):
+        if label not in pooled.labels:
+            raise UserError(f"{store_path}: holds no {label} prompt; a probe needs harmful and benign ones")
+    groups_path = store_path / "groups.json"
+    known = read_json(groups_path) if groups_path.exists() else {}
+    groups = [known.get(prompt, prompt) for prompt in pooled.prompt_ids]
+    meta = {"pooling": pooling, "fingerprint": store.meta["identity"]["model"], "store": str(store_path)}
+    probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, seed=seed, meta=meta)
+    scores = evaluate(pooled.features, pooled.labels, groups=groups, seed=seed)
+    probes.save(out)
+    table = plain({layer_key(layer): row for layer, row in scores.items()})
+    write_json(out / "evaluation.json", table)
+    columns = ("auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc")
+    rows = [[layer, *(percent(row[name]) for name in columns)] for layer, row in table.items()]
+    print_table(["layer", *columns], rows, f"per cent [95% interval], held out, n = {len(pooled.labels)}, {pooling}")
+    typer.echo(f"probes: {out}")
+
+
+def track_command(
+    model_name: str,
+    base_name: str,
+    probes_path: Path,
+    prompts: str,
+    out: Path,
+    prefix: str,
+    limit: int,
+    chat_template: Path | None,
+) -> None:
+    from experiments.track_prompts import track_with
+    from probes.logistic import LayerProbes
+
+    records = read_tasks(prompts, limit)
+    probes = LayerProbes.load(probes_path)
+    Run(out, say)
+    models = {"agent": open_model(model_name, chat_template)}
+    arms = [Arm("agent")]
+    if base_name:
+        models["base"] = open_model(base_name, chat_template)
+        arms.insert(0, Arm("base", "base"))
+    if prefix:
+        arms += [Arm("agent+prefix", prefix=prefix), Arm("agent+suffix", suffix=prefix.strip())]
+    sections = track_with(models, arms, probes, records, out, say=say)
+    tokens = sections.pop("tokens")
+    columns = ("system", "instruction", "page", "header", "final")
+    for layer in sections["tracks"][arms[0].name]:
+        rows = [
+            [f"{arm} {label}", *(signed(by_role.get(role)) for role in columns)]
+            for arm, by_layer in sections["tracks"].items()
+            for label, by_role in by_layer[layer].items()
+        ]
+        print_table([f"layer {layer}", *columns], rows, "mean safety logit [95% interval over prompts]")
+    write_results(out, models["agent"], sections, tokens)
+
+
+def steer_command(
+    model_name: str,
+    probes_path: Path,
+    tasks: str,
+    out: Path,
+    layers: str,
+    doses: Sequence[float],
+    random_draws: int,
+    limit: int,
+    max_turns: int,
+    max_new_tokens: int,
+    seed: int,
+    chat_template: Path | None,
+) -> None:
+    from experiments.steering_ablation import sweep
+    from experiments.tracking import residual_norms
+    from interp.selection import resolve_layers
+    from probes.logistic import LayerProbes
+    from steering.directions import from_probes, random_like
+
+    records = read_tasks(tasks, limit)
+    direction = from_probes(LayerProbes.load(probes_path))
+    run = Run(out, say)
+    model = open_model(model_name, chat_template)
+    _check_width(direction.vectors[direction.layers[0]].shape[0], model, probes_path)
+    wanted = tuple(resolve_layers(layers, model.n_layers))
+    name = f"{wanted[0]}-{wanted[-1]}" if len(wanted) > 1 else str(wanted[0])
+    norms = residual_norms(model, records, list(wanted))
+
+    def evaluate(arm: Arm, records: Sequence[Record]) -> Any:
+        return rates(_episodes(run, model, records, arm, max_turns, max_new_tokens))
+
+    plain = evaluate(Arm("agent"), records)
+    steering = {"add": sweep(direction, norms, {name: wanted}, doses, evaluate, records, "agent+steer")}
+    for draw in range(random_draws):
+        control = random_like(direction, seed + draw)
+        steering[f"random-{draw}"] = sweep(
+            control, norms, {name: wanted}, doses, evaluate, records, "agent+random-steer"
+        )
+    table = {"agent": plain} | {
+        f"{operator} {dose}": cell for operator, cells in steering.items() for dose, cell in cells[name].items()
+    }
+    behaviour_table(table)
+    write_results(out, model, {"behaviour": {"agent": plain}, "steering": steering})
+
+
+def _check_width(width: int, model: HookedModel, probes_path: Path) -> None:
+    if width != model.d_model:
+        raise UserError(
+            f"{probes_path}: probes of width {width}, but {model.name} has d_model {model.d_model}; "
+            "fit probes on this model's own store (pingscope cache, pingscope probe)"
+        )
+
+
+def inject_command(
+    model_name: str,
+    text: str,
+    tasks: str,
+    out: Path,
+    limit: int,
+    max_turns: int,
+    max_new_tokens: int,
+    seed: int,
+    chat_template: Path | None,
+) -> None:
+    from experiments.organism.comments import neutral_comments
+
+    if not text.strip():
+        raise UserError("--text: is empty; give the text to inject")
+    records = read_tasks(tasks, limit)
+    run = Run(out, say)
+    model = open_model(model_name, chat_template)
+
+    def count(phrase: str) -> int:
+        return len(model.tokenizer(phrase, add_special_tokens=False)["input_ids"])
+
+    arms = comparison_arms(
+        text, neutral=neutral_comments(text, 2, count), shuffled=[shuffled_words(text, random.Random(seed))],
+        models=("agent",),
+    )  # fmt: skip
+    episodes = {arm.name: _episodes(run, model, records, arm, max_turns, max_new_tokens) for arm in arms}
+    behaviour = {name: rates(ran) for name, ran in episodes.items()}
+    paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name != "agent"}
+    behaviour_table(behaviour)
+    injection = {
+        arm.name: {"text": arm.text, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
+    }
+    write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection})
+
+
+def search_command(
+    model_name: str,
+    tasks: str,
+    out: Path,
+    k: int,
+    candidates: int,
+    rounds: int,
+    tau: float,
+    preset: str,
+    perf: str,
+    limit: int,
+    max_turns: int,
+    max_new_tokens: int,
+    seed: int,
+    chat_template: Path | None,
+) -> None:
+    from experiments.prefix_search import search_prefix
+    from steering.ping import PRESETS, Settings
+
+    if preset and preset not in PRESETS:
+        raise UserError(f"--preset {preset!r}: unknown; use one of {', '.join(PRESETS)}")
+    settings = PRESETS[preset] if preset else Settings(k, candidates, rounds, tau)
+    records = read_tasks(tasks, limit)
+    Run(out, say)
+    model = open_model(model_name, chat_template)
+    with bar("search", settings.M * settings.T) as advance:
+        found = search_prefix(
+            model, records, environment_for, journal=out / "search.jsonl", settings=settings,
+            perf=perf, seed=seed, max_turns=max_turns, max_new_tokens=max_new_tokens,  # type: ignore[arg-type]
+            progress=lambda candidate: advance(info=f"overall {candidate.score.overall:.2f}"),
+        )  # fmt: skip
+    best = found.candidates[:5]
+    rows = [
+        [c.text.strip(), str(c.round), *(f"{v:.3f}" for v in (c.score.overall, c.score.perf, c.score.refusal))]
+        for c in best
+    ]
+    print_table(
+        ["prefix", "round", "overall", "perf", "refusal"], rows, "on the tasks searched; measure the winner on others"
+    )
+    atomic_write(out / "prefix.txt", found.best.text)
+    section = {
+        "winner": found.best.text,
+        "candidates": [candidate.to_dict() for candidate in sorted(found.candidates, key=lambda c: c.round)],
+        "rounds": len(found.rounds),
+        "settings": asdict(settings),
+        "generations": sum(c.score.counts["generations"] for c in found.candidates),
+    }
+    write_results(out, model, {"search": section})

@@ -1,0 +1,38 @@
+"""Which kind of token a response begins with: the decision the paper reads at the final token (its section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from experiments.agents.judges import token_classes
+from experiments.agents.records import Record
+from interp.model import HookedModel
+from probes.statistics import mean
+from steering.injection import Arm
+
+
+def first_token_mass(
+    model: HookedModel,
+    records: Sequence[Record],
+    arm: Arm,
+    examples: dict[str, Sequence[str]] | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """``[label][refusal | action | comment | other]``: mean probability of the first generated token's class.
+
+    Args:
+        examples: beginnings of ``refusals``, ``actions`` and ``comments`` in the model's own action language;
+            default: common ones.
+    """
+    classes = token_classes(model.tokenizer, **(examples or {}))
+    mass: dict[str, dict[str, dict[str, Any]]] = {}
+    for label in dict.fromkeys(record.label for record in records):
+        rows = [model.render(arm.apply(record.prompt())) for record in records if record.label == label]
+        probability = model.next_token_logits(rows, arm.edits).softmax(-1)
+        by_class = {name: probability[:, list(ids)].sum(-1) for name, ids in classes.items()}
+        by_class["other"] = 1 - torch.stack(list(by_class.values())).sum(0)
+        mass[label] = {name: mean(values.double().numpy(), seed=seed).to_dict() for name, values in by_class.items()}
+    return mass

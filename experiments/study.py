@@ -1,0 +1,252 @@
+"""The main job: `pingscope study`. One stage after another, each found again by the hash of its inputs.
+
+models → prefix search (validation) → behaviour by arm (test) → first tokens → probes, tracks and collapse readings →
+steering (chosen on validation, reported on test) → fine-tuning series → claims → report.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.agents.records import Record
+from experiments.behaviour import Rates, compare, rates
+from experiments.bench import Bench, open_bench
+from experiments.claims import make_claims
+from experiments.config import StudyConfig, save_config
+from experiments.first_token import first_token_mass
+from experiments.inputs import environment_for, take
+from experiments.organism.comments import neutral_comments
+from experiments.prefix_search import search_prefix
+from experiments.progress import bar, say
+from experiments.run import Run, peak_memory_mb
+from experiments.steering_ablation import steering_study
+from experiments.tracking import final_gap, residual_norms, track
+from figures.report import build_report
+from interp.io import sha256_of, write_json
+from interp.model import load_model
+from probes.logistic import LayerProbes
+from steering.directions import from_probes
+from steering.injection import Arm, comparison_arms
+from steering.phrases import shuffled_words
+from steering.ping import Settings
+
+SCHEMA_VERSION = 1
+PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
+NEUTRAL, SHUFFLES = 3, 2
+TRACKED = ("base", "agent", "agent+prefix", "agent+suffix", "agent+neutral-prefix")
+PROBES = Path("probes", "agent-mean_prompt")  # the fine-tuned agent's own probe steers it, as in the paper
+
+
+def run_study(config: StudyConfig, out: str | Path) -> Path:
+    """Run everything that is not there yet; write ``results.json`` and ``report.html``.
+
+    Returns:
+        The path of the report.
+    """
+    run = Run(out, say)
+    save_config(config, run.folder / "config.yaml")
+    bench = run.timed("models", lambda: open_bench(config, run))
+    search = search_stage(bench)
+    prefix = config.prefix or search["winner"]
+    arms = study_arms(bench, prefix)
+    results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "meta": {}, "claims": []}
+    results |= behaviour_stage(bench, arms)
+    results["search"] = search
+    results["first_token"] = first_token_stage(bench, arms)
+    results |= tracking_stage(bench, arms)
+    results |= steering_stage(bench)
+    results["dose_response"] = dose_response_stage(bench)
+    results["claims"] = make_claims(results)
+    write_json(run.folder / "tokens.json", results.pop("tokens"))
+    results["meta"] = meta(bench)
+    write_json(run.folder / "results.json", results)
+    return build_report(run.folder)
+
+
+def search_stage(bench: Bench) -> dict[str, Any]:
+    """PING on validation tasks; every scored candidate is in ``search.jsonl``."""
+    config = bench.config
+    settings = Settings(config.search.k, config.search.M, config.search.T, config.search.tau)
+    if config.prefix:
+        return {"winner": config.prefix, "candidates": [], "rounds": 0, "generations": 0}
+
+    def compute() -> dict[str, Any]:
+        with bar("search", settings.M * settings.T) as advance:
+            found = search_prefix(
+                bench.agent,
+                # Benign cost is perf; look-alikes are kept out of the choice and reported.
+                [record for record in bench.validation if record.label != "lookalike"],
+                environment_for,
+                journal=bench.run.folder / "search.jsonl",
+                settings=settings,
+                perf=config.search.perf,
+                seed=config.seed,
+                max_turns=config.max_turns,
+                max_new_tokens=config.max_new_tokens,
+                progress=lambda candidate: advance(info=f"{candidate.score.overall:.2f}"),
+            )
+        candidates = sorted((c.to_dict() for c in found.candidates), key=lambda c: c["round"])
+        return {
+            "winner": found.best.text,
+            "candidates": [_search_row(candidate) for candidate in candidates],
+            "rounds": len(found.rounds),
+            "tau": settings.tau,
+            "generations": sum(c.score.counts["generations"] for c in found.candidates),
+        }
+
+    return bench.run.stage("search", bench.identity(search=config.search.model_dump()), compute)
+
+
+def _search_row(candidate: dict[str, Any]) -> dict[str, Any]:
+    counts = candidate.pop("counts")
+    return candidate | {"success": counts["success"], "n": counts["n_harmful"] + counts["n_benign"]}
+
+
+def study_arms(bench: Bench, prefix: str) -> list[Arm]:
+    """The arms of the comparison; neutral comments and shuffles have the prefix's length."""
+    rng = random.Random(bench.config.seed)
+
+    def count(text: str) -> int:
+        return len(bench.agent.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return comparison_arms(
+        prefix,
+        neutral=neutral_comments(prefix, NEUTRAL, count),
+        shuffled=[shuffled_words(prefix, rng) for _ in range(SHUFFLES)],
+        system=bench.safety_system,
+    )
+
+
+def behaviour_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Rates of every arm on test tasks, and paired differences from the bare agent."""
+
+    def compute() -> dict[str, Any]:
+        episodes = {arm.name: bench.episodes(arm, bench.test) for arm in arms}
+        behaviour = {name: rates(ran) for name, ran in episodes.items()}
+        paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name.startswith("agent+")}
+        injection = {
+            arm.name: {"text": arm.text, "kind": arm.kind, "model": arm.model, **behaviour[arm.name]} for arm in arms
+        }
+        return {"behaviour": behaviour, "paired": paired, "injection": injection}
+
+    return bench.run.stage("behaviour", bench.identity(arms=_described(bench, arms)), compute)
+
+
+def first_token_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Probability mass of refusal, action and comment starts at the decision."""
+
+    def compute() -> dict[str, Any]:
+        return {arm.name: first_token_mass(bench.models[arm.model], bench.test, arm) for arm in arms}
+
+    return bench.run.stage("first-token", bench.identity(arms=_described(bench, arms)), compute)
+
+
+def tracking_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Probes, tracks and the readings of the collapse, with the noise floor."""
+    tracked = [arm for arm in arms if arm.name in TRACKED]
+    config = bench.config
+
+    def compute() -> dict[str, Any]:
+        return track(
+            bench.models, tracked, bench.chat, bench.test, bench.run.folder,
+            floor=config.floor_updates, seed=config.seed, say=say,
+        )  # fmt: skip
+
+    inputs = bench.identity(
+        arms=_described(bench, tracked),
+        chat=[asdict(record) for record in bench.chat],
+        floor=config.floor_updates,
+    )
+    return bench.run.stage("tracking", inputs, compute, files=[PROBES / "probes.safetensors", Path("tracks.parquet")])
+
+
+def steering_stage(bench: Bench) -> dict[str, Any]:
+    """Layers and dose on validation tasks, the chosen layers on test tasks, random directions beside them."""
+    config, folder = bench.config, bench.run.folder
+    probes = LayerProbes.load(folder / PROBES)
+    direction = from_probes(probes)
+    direction.save(folder / "directions" / "agent-mean_prompt")
+
+    def evaluate(arm: Arm, records: Sequence[Record]) -> Rates:
+        return rates(bench.episodes(arm, records))
+
+    def compute() -> dict[str, Any]:
+        choosing = take(bench.validation, config.steering.n_validation)
+        before = evaluate(Arm("agent"), choosing)["benign"]["strict"]["success_rate"]["value"]
+        return steering_study(
+            direction,
+            residual_norms(bench.agent, choosing),
+            bench.agent.n_layers,
+            config.steering.doses,
+            config.steering.random_draws,
+            evaluate,
+            choosing,
+            bench.test,
+            before or 0.0,
+            config.seed,
+        )
+
+    inputs = bench.identity(steering=config.steering.model_dump(), probes=sha256_of(probes.directions.tobytes()))
+    return bench.run.stage("steering", inputs, compute)
+
+
+def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
+    """Behaviour and final-token gap along the fine-tuning: base, checkpoints, agent."""
+    if not bench.checkpoints:
+        return []
+    probes = LayerProbes.load(bench.run.folder / "probes" / "base-mean_prompt")
+
+    def compute() -> list[dict[str, Any]]:
+        series = [(0, bench.base), *((step, load_model(path)) for step, path in bench.checkpoints)]
+        rows = []
+        for step, model in series:
+            ran = bench.episodes(Arm(f"step-{step}"), bench.test, model)
+            chosen = model.fingerprint == bench.agent.fingerprint
+            gap = final_gap(model, bench.test, probes, seed=bench.config.seed)
+            rows.append({"step": step, "behaviour": rates(ran), "gap": gap, "chosen": chosen})
+        return rows
+
+    inputs = bench.identity(
+        checkpoints=[step for step, _ in bench.checkpoints], probes=sha256_of(probes.directions.tobytes())
+    )
+    return bench.run.stage("dose-response", inputs, compute)
+
+
+def meta(bench: Bench) -> dict[str, Any]:
+    """Where the numbers come from."""
+    limits = []
+    if bench.organism:
+        limits = [
+            "The models are a model organism: a small Llama trained from scratch on a synthetic world. It shows the "
+            "mechanism end to end; it says nothing about how large the effect is in any real model.",
+            "Validation and test tasks hold word combinations that neither model was trained on; the words "
+            "themselves, and the page layout, are those of training.",
+        ]
+        rejected = len(bench.organism.get("attempts", [])) - 1
+        if rejected > 0:
+            limits.append(f"{rejected} base(s) were rejected before this one: the stopping rule did not fire.")
+    return {
+        "title": "Where refusal goes" if bench.organism else f"{bench.agent.name} against {bench.base.name}",
+        "note": "model organism" if bench.organism else "",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "seeds": {"study": bench.config.seed},
+        "threads": torch.get_num_threads(),
+        "models": {name: {"id": model.name, "fingerprint": model.fingerprint} for name, model in bench.models.items()},
+        "template_hash": bench.agent.template_hash,
+        "seconds": {name: round(value, 1) for name, value in bench.run.seconds.items()},
+        "peak_memory_mb": round(peak_memory_mb()),
+        "limits": limits,
+        **({"organism": bench.organism} if bench.organism else {}),
+    }
+
+
+def _described(bench: Bench, arms: Sequence[Arm]) -> list[list[str]]:
+    return [[arm.name, arm.identity(bench.agent.d_model)] for arm in arms]

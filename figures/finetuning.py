@@ -1,0 +1,107 @@
+"""Along a fine-tuning run: behaviour and the final token's harmful-minus-benign gap at every checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from figures import theme
+from figures.marks import curve
+from figures.numbers import bounds, count, escape, number, percent, plain, rate, sort_layers, values
+from figures.section import Key, Panel, Section, Table, layer_control
+
+CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
+WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}
+
+
+def section(results: dict[str, Any]) -> Section | None:
+    points = sorted(results.get("dose_response") or [], key=lambda point: point["step"])
+    if not points:
+        return None
+    layers = sort_layers({layer for point in points for layer in point.get("gap") or {}})
+    start = layers[-1] if layers else ""
+    panels = [Panel("Behaviour", _behaviour(points), "Refusal and success against fine-tuning steps.")]
+    if layers:
+        panels.append(Panel("Gap at the final token", _gap(points, layers, start), "Gap against fine-tuning steps."))
+    return Section(
+        id="fine-tuning",
+        title="Along the fine-tuning",
+        question="Does the signal at the final token fall as the refusals do?",
+        reading=(
+            "Each point is a checkpoint of one run; step 0 is the base. The gap is the mean safety logit on harmful "
+            "tasks minus that on benign tasks at the last token before the model speaks. The dotted upright marks "
+            "the checkpoint used as the agent in this report."
+        ),
+        panels=panels,
+        controls=layer_control(layers, start),
+        keys=[
+            Key(WORDS["harmful"], "harmful", "line"),
+            Key(WORDS["lookalike"], "lookalike", "dotted"),
+            Key(WORDS["benign"], "benign", "dash"),
+        ],
+        tables=[_table(points, layers)],
+        columns=2,
+    )
+
+
+def _steps(points: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([point["step"] for point in points], np.float32)
+
+
+def _frame(points: list[dict[str, Any]]) -> go.Figure:
+    fig = theme.figure(300, left=52, right=18, top=12, bottom=46)
+    fig.update_xaxes(title_text="fine-tuning step", showgrid=False)
+    for point in points:
+        if point.get("chosen"):
+            fig.add_vline(x=point["step"], line={"color": theme.colour("muted"), "width": 1, "dash": "dot"})
+    return fig
+
+
+def _behaviour(points: list[dict[str, Any]]) -> go.Figure:
+    fig = _frame(points)
+    for label, name in CURVES:
+        cells = [rate(point.get("behaviour"), label, name) for point in points]
+        curve(
+            fig,
+            _steps(points),
+            values(cells),
+            *bounds(cells),
+            colour=label,
+            dash=theme.DASHES[label],
+            symbol=theme.SYMBOLS[label],
+            hover=f"{WORDS[label]}: %{{customdata[0]}}<br>step %{{x}}, n = %{{customdata[1]}}",
+            details=[[percent(cell), count(cell)] for cell in cells],
+        )
+    theme.percent_axis(fig, "y")
+    return fig
+
+
+def _gap(points: list[dict[str, Any]], layers: list[str], start: str) -> go.Figure:
+    fig = _frame(points)
+    for layer in layers:
+        cells = [(point.get("gap") or {}).get(layer) for point in points]
+        curve(
+            fig,
+            _steps(points),
+            values(cells),
+            *bounds(cells),
+            colour="ink",
+            hover=f"layer {escape(layer)}: %{{customdata[0]}}<br>step %{{x}}, n = %{{customdata[1]}}",
+            details=[[plain(cell), count(cell)] for cell in cells],
+            meta={"layer": layer},
+            visible=layer == start,
+        )
+    fig.update_yaxes(title_text="harmful − benign, logits", rangemode="tozero")
+    return fig
+
+
+def _table(points: list[dict[str, Any]], layers: list[str]) -> Table:
+    rows = []
+    for point in points:
+        shares = [percent(rate(point.get("behaviour"), label, name)) for label, name in CURVES]
+        gaps = [plain(number((point.get("gap") or {}).get(layer)), 1) for layer in layers]
+        rows.append([str(point["step"]) + (" (agent)" if point.get("chosen") else ""), *shares, *gaps])
+    head = ["Step", "Harmful refused", "Look-alike refused", "Benign done", *[f"Gap, layer {l}" for l in layers]]
+    return Table("Every checkpoint.", head, rows, folded=True)

@@ -1,0 +1,132 @@
+"""results.json → report.html: one offline file with every figure, its numbers and where they come from."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from figures import (
+    behaviour,
+    collapse,
+    finetuning,
+    first_token,
+    injection,
+    probing,
+    search,
+    steering,
+    summary,
+    theme,
+    tokens,
+    tracks,
+)
+from figures.check import check_results, check_tokens
+from figures.section import Section
+from interp.errors import UserError
+from interp.io import atomic_write, read_json
+
+DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
+    "behaviour": behaviour.section,
+    "first_token": first_token.section,
+    "curves or tracks": tracks.section,
+    "collapse": collapse.section,
+    "probes": probing.section,
+    "steering": steering.section,
+    "injection": injection.section,
+    "search": search.section,
+    "dose_response": finetuning.section,
+}
+TEMPLATES = Environment(
+    loader=PackageLoader("figures"),
+    autoescape=select_autoescape(["html"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def build_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` beside ``results.json`` and return its path.
+
+    The same results give the same bytes. Sections whose numbers are absent are left out.
+
+    Raises:
+        UserError: a file is missing or malformed; the message names the file and the field.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "results.json"
+    results = read_json(path)
+    check_results(results, path)
+    token_path = run_dir / "tokens.json"
+    rows = read_json(token_path) if token_path.exists() else results.get("tokens") or []
+    check_tokens(rows, token_path if token_path.exists() else path)
+
+    sections = []
+    for name, draw in DRAW.items():
+        try:
+            section = draw(results)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: field '{name}' has an unexpected shape ({what}); run its stage again") from error
+        if section is not None:
+            sections.append(section)
+
+    target = run_dir / "report.html"
+    atomic_write(target, _render(results, sections, tokens.payload(rows)))
+    return target
+
+
+def _render(results: dict[str, Any], sections: list[Section], token_data: dict[str, Any] | None) -> str:
+    figures = {
+        f"{section.id}-{index}": json.loads(panel.figure.to_json(engine="json"))
+        for section in sections
+        for index, panel in enumerate(section.panels)
+    }
+    plotly = get_plotlyjs()
+    script = _source("report.js")
+    meta = results.get("meta") or {}
+    return TEMPLATES.get_template("report.html").render(
+        title=meta.get("title") or "Pingscope report",
+        note=meta.get("note") or "",
+        claims=summary.claims(results),
+        verdict=summary.headline(results),
+        tiles=summary.tiles(results),
+        sections=sections,
+        tokens=token_data,
+        roles=list(tracks.ROLES),
+        methods=summary.methods(results),
+        limits=summary.limits(results),
+        provenance=summary.provenance(results),
+        light=Markup(theme.css_variables(dark=False)),
+        dark=Markup(theme.css_variables(dark=True)),
+        style=Markup(_source("style.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        policy=_policy(plotly, script),
+        data=Markup(
+            _inert({"figures": figures, "tokens": token_data, "dark": theme.dark_partners(), "config": theme.CONFIG})
+        ),
+    )
+
+
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """A content policy under which only the report's own scripts run and nothing is fetched."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+
+
+def _inert(value: Any) -> str:
+    """JSON that cannot end its script element or start another, whatever the prompts hold."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,172 @@
+"""The prefix search: every candidate as it was scored, the best so far, and refusal against benign performance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from figures import theme
+from figures.numbers import escape, number, percent, plain, values, wrap
+from figures.section import Key, Panel, Section, Table
+
+
+def section(results: dict[str, Any]) -> Section | None:
+    search = results.get("search") or {}
+    candidates = search.get("candidates") or []
+    if not candidates:
+        return None
+    overall = [number(c.get("overall")) for c in candidates]
+    best = _winner(search, overall)
+    spent = search.get("generations")
+    cost = f"{len(candidates)} candidates" + (f", {spent} generations" if spent else "")
+    return Section(
+        id="search",
+        title="The search for a prefix",
+        question=f"How was the phrase found, and what else was tried? ({cost})",
+        reading=(
+            "Overall is the share of benign tasks not refused plus the share of harmful tasks refused, at most 2. "
+            "Shaded columns are rounds; the step line is the best so far. On the right, candidates up and to the right "
+            "are better, and those joined by the line are beaten by none. Scores are on validation tasks and flatter "
+            "the winner; its rates elsewhere in this report are on test tasks. Hover or tap for the phrase."
+        ),
+        panels=[
+            Panel("Overall score by candidate", _progress(search, candidates, overall, best), "Search progress."),
+            Panel(
+                "Harmful refused against benign not refused", _pareto(candidates, best), "Pareto view of the search."
+            ),
+        ],
+        keys=[
+            Key("candidate", "other", "dot"),
+            Key("winner", "prefix", "diamond"),
+            Key("best so far, and best trade-offs", "prefix", "line"),
+        ],
+        tables=[_table(candidates, overall)],
+        columns=2,
+    )
+
+
+def _winner(search: dict[str, Any], overall: list[float]) -> int:
+    for index, candidate in enumerate(search["candidates"]):
+        if search.get("winner") is not None and candidate["text"] == search["winner"]:
+            return index
+    return max(range(len(overall)), key=lambda i: -math.inf if math.isnan(overall[i]) else overall[i])
+
+
+def _details(candidates: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            wrap(str(c["text"])),
+            percent(c.get("refusal"), False),
+            percent(c.get("perf"), False),
+            percent(c.get("success"), False),
+            plain(number(c.get("overall"))),
+            escape(str(c.get("round", ""))),
+        ]
+        for c in candidates
+    ]
+
+
+HOVER = (
+    "<b>%{customdata[0]}</b><br>harmful refused %{customdata[1]}, benign not refused %{customdata[2]}, "
+    "benign done %{customdata[3]}<br>overall %{customdata[4]}, round %{customdata[5]}<extra></extra>"
+)
+
+
+def _marker(count: int, best: int) -> dict[str, Any]:
+    return {
+        "color": [theme.colour("prefix" if i == best else "other") for i in range(count)],
+        "symbol": ["diamond" if i == best else "circle" for i in range(count)],
+        "size": [13 if i == best else 8 for i in range(count)],
+        "opacity": [1 if i == best else 0.75 for i in range(count)],
+        "line": {"width": 1, "color": theme.colour("surface")},
+    }
+
+
+def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall: list[float], best: int) -> go.Figure:
+    fig = theme.figure(320, left=44, right=14, top=12, bottom=46)
+    order = np.arange(1, len(candidates) + 1, dtype=np.float32)
+    rounds = [candidate.get("round") for candidate in candidates]
+    first = 0
+    for index in range(1, len(rounds) + 1):
+        if index == len(rounds) or rounds[index] != rounds[first]:
+            number_of_round = rounds[first]
+            if isinstance(number_of_round, int) and number_of_round % 2:
+                fig.add_vrect(
+                    x0=first + 0.5, x1=index + 0.5, fillcolor=theme.colour("band"), line_width=0, layer="below"
+                )
+            first = index
+    running = np.fmax.accumulate(np.array(overall, np.float32))
+    fig.add_scatter(
+        x=order, y=running, mode="lines", line={"shape": "hv", "color": theme.colour("prefix"), "width": 2},
+        hoverinfo="skip",
+    )  # fmt: skip
+    if search.get("tau") is not None:
+        fig.add_hline(y=number(search["tau"]), line={"color": theme.colour("muted"), "width": 1, "dash": "dot"})
+        fig.add_annotation(
+            x=1, xref="paper", y=number(search["tau"]), text="τ", showarrow=False, yanchor="bottom", xanchor="right",
+            font={"color": theme.colour("muted")},
+        )  # fmt: skip
+    fig.add_scatter(
+        x=order, y=values(overall), mode="markers", marker=_marker(len(candidates), best),
+        customdata=_details(candidates), hovertemplate=HOVER, cliponaxis=False,
+    )  # fmt: skip
+    fig.update_xaxes(
+        title_text="candidate, in order of evaluation", showgrid=False, tickformat="d", range=[0, len(candidates) + 1]
+    )
+    real = [value for value in overall if not math.isnan(value)]
+    fig.update_yaxes(title_text="overall", range=[min([0.9, *real]) - 0.06, 2.06], dtick=0.5)
+    return fig
+
+
+def _pareto(candidates: list[dict[str, Any]], best: int) -> go.Figure:
+    fig = theme.figure(320, left=52, right=20, top=12, bottom=46)
+    perf, refusal = values(c.get("perf") for c in candidates), values(c.get("refusal") for c in candidates)
+    front = _front(perf, refusal)
+    fig.add_scatter(
+        x=perf[front], y=refusal[front], mode="lines", hoverinfo="skip",
+        line={"shape": "vh", "color": theme.colour("prefix"), "width": 2},
+    )  # fmt: skip
+    fig.add_scatter(
+        x=perf, y=refusal, mode="markers", marker=_marker(len(candidates), best), customdata=_details(candidates),
+        hovertemplate=HOVER, cliponaxis=False,
+    )  # fmt: skip
+    for which, column in (("x", perf), ("y", refusal)):
+        theme.percent_axis(fig, which)
+        low = float(np.nanmin(column)) if not np.isnan(column).all() else 0.0
+        update = fig.update_xaxes if which == "x" else fig.update_yaxes
+        ticks = [tick / 10 for tick in range(11)] if low > 0.5 else [0, 0.25, 0.5, 0.75, 1]
+        words = [f"{100 * tick:.0f}" + ("%" if tick == 1 else "") for tick in ticks]
+        update(range=[max(-0.03, low - 0.08), 1.03], tickvals=ticks, ticktext=words)
+    fig.update_xaxes(title_text="benign tasks not refused")
+    fig.update_yaxes(title_text="harmful tasks refused")
+    return fig
+
+
+def _front(perf: np.ndarray, refusal: np.ndarray) -> list[int]:
+    """Indices that no other candidate beats on both axes, by falling refusal."""
+    kept: list[int] = []
+    reach = -math.inf
+    for index in sorted(range(len(perf)), key=lambda i: (-refusal[i], -perf[i])):
+        if perf[index] > reach:  # NaN compares false, so missing scores never enter
+            kept.append(index)
+            reach = perf[index]
+    return [i for i in kept if not math.isnan(refusal[i])]
+
+
+def _table(candidates: list[dict[str, Any]], overall: list[float]) -> Table:
+    order = sorted(
+        range(len(candidates)), key=lambda i: (math.isnan(overall[i]), -overall[i] if overall[i] == overall[i] else 0)
+    )
+    rows = []
+    for index in order[:12]:
+        c = candidates[index]
+        held = (c.get("held_out") or {}).get("overall")
+        shares = [percent(c.get(name), False) for name in ("refusal", "perf", "success")]
+        rows.append([str(c["text"]), str(c.get("round", "–")), plain(overall[index]), *shares, plain(number(held))])
+    head = ["Phrase", "Round", "Overall", "Harmful refused", "Benign not refused", "Benign done", "Held-out overall"]
+    if all(row[-1] == "–" for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return Table(f"The best {len(rows)} of {len(candidates)} candidates.", head, rows, folded=True)

@@ -1,0 +1,252 @@
+"""Prompts → activation store: resumable, and the same bytes whether it was interrupted or not.
+
+Everything is tokenised first, so the place of every row is known before the first forward pass. One batch is
+one chunk: its rows are written in place, then its checksums go to the journal. A run that finds a store of
+the same identity checks every chunk in the journal against its bytes and computes only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from interp.batching import token_budget_batches
+from interp.chat import Rendered
+from interp.errors import UserError
+from interp.hooks import capture
+from interp.io import append_jsonl, atomic_write, read_journal, read_json, sha256_of, write_json
+from interp.layer_files import Chunk, LayerFiles, locked
+from interp.model import TOKEN_BUDGET, HookedModel
+from interp.selection import LayerSpec, Selection, find_matches, prompt, resolve_layers
+from interp.store import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an extraction will keep."""
+
+    tokens: int
+    bytes: int
+
+
+def estimate(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    *,
+    layers: LayerSpec = "all",
+    where: Selection | None = None,
+    dtype: str = "float32",
+) -> Cost:
+    """Tokens and bytes on disk of :func:`extract` with the same arguments."""
+    tokens = sum(map(sum, find_matches(where or prompt(), rows)))
+    n_layers = len(resolve_layers(layers, model.n_layers))
+    return Cost(tokens, tokens * n_layers * model.d_model * _dtype(dtype).itemsize)
+
+
+def extract(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    out_dir: str | Path,
+    *,
+    layers: LayerSpec = "all",
+    where: Selection | None = None,
+    dtype: str = "float32",
+    token_budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> ActivationStore:
+    """Write the residual stream after ``layers`` at the tokens ``where`` (default: all of the prompt).
+
+    Args:
+        rows: prompts with distinct ids; the store keeps their order.
+        dtype: ``float32`` or ``bfloat16``, as stored.
+        token_budget: most slots in one forward pass; a resumed store keeps the one it was begun with, since
+            other batches could round differently.
+        progress: called with the number of prompts just finished (or found finished).
+
+    Raises:
+        UserError: a store of another model or other prompts, a prompt too long, values that are not finite,
+            a full disk, another process at work on the store.
+    """
+    where = where or prompt()
+    torch_dtype = _dtype(dtype)
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            raise UserError(f"prompt {row.id!r}: the id occurs twice; give every prompt its own")
+        seen.add(row.id)
+    model.check_context(rows)
+    masks = find_matches(where, rows)
+    wanted = resolve_layers(layers, model.n_layers)
+    folder = Path(out_dir)
+    identity = {
+        "model": model.fingerprint,
+        "tokenizer": _tokenizer_hash(model.tokenizer),
+        "template": model.template_hash,
+        "prompts": sha256_of([[row.id, row.label, list(row.ids), list(row.roles)] for row in rows]),
+        "layers": wanted,
+        "positions": str(where),
+        "dtype": dtype,
+    }
+    with locked(folder):
+        meta = _begin(folder, identity, model, rows, masks, token_budget)
+        shape = (meta["n_tokens"], model.d_model)
+        plan = _plan(rows, masks, meta["token_budget"])
+        with LayerFiles(folder, wanted, shape, dtype) as files:
+            done, fresh = _valid_chunks(folder, files, plan), False
+            for number, chunk in enumerate(plan):
+                if number not in done:
+                    fresh = True
+                    done[number] = _compute(model, chunk, files, torch_dtype)
+                    append_jsonl(folder / JOURNAL, {"chunk": number, "sha256": done[number]})
+                if progress is not None:
+                    progress(len(chunk.rows))
+            files.sync()
+        if fresh or not meta["complete"]:
+            # An interrupted run's journal lists redone chunks twice: written anew, the folder is the same.
+            lines = [_journal_line(number, done[number]) for number in range(len(plan))]
+            atomic_write(folder / JOURNAL, "".join(lines))
+            write_json(folder / META, meta | {"complete": True})
+    return ActivationStore.open(folder)
+
+
+def _plan(rows: Sequence[Rendered], masks: list[list[bool]], token_budget: int) -> list[Chunk]:
+    kept = [[p for p, wanted in enumerate(mask) if wanted] for mask in masks]
+    starts = [0]
+    for positions in kept:
+        starts.append(starts[-1] + len(positions))
+    used = [i for i, positions in enumerate(kept) if positions]
+    # Nothing after the last kept token can change it, so it is not computed.
+    rows = [
+        Rendered(r.id, r.label, r.ids[: k[-1] + 1], r.roles[: k[-1] + 1]) if k else r
+        for r, k in zip(rows, kept, strict=True)
+    ]
+    return [
+        Chunk([rows[used[i]] for i in order], [kept[used[i]] for i in order], [starts[used[i]] for i in order])
+        for order in token_budget_batches([len(rows[i]) for i in used], token_budget)
+    ]
+
+
+def _compute(model: HookedModel, chunk: Chunk, files: LayerFiles, dtype: torch.dtype) -> dict[str, str]:
+    """Run one batch, write its rows, and return their checksum per layer."""
+    batch = model.batch(chunk.rows)
+    width = batch.ids.shape[1]
+    flat = torch.tensor([i * width + p for i, kept in enumerate(chunk.kept) for p in kept], device=model.device)
+    sums: dict[str, str] = {}
+
+    def keep(layer: int, x: Tensor) -> None:
+        found = x.reshape(-1, x.shape[-1]).index_select(0, flat.to(x.device)).to(dtype)
+        if not bool(torch.isfinite(found).all()):
+            bad = int((~torch.isfinite(found).all(-1)).nonzero()[0])
+            row = chunk.rows[int(flat[bad]) // width]
+            raise UserError(
+                f"prompt {row.id!r}: activations after layer {layer} are not finite "
+                f"(token {int(flat[bad]) % width}); load the model in float32 or leave this prompt out"
+            )
+        sums[str(layer)] = files.write(layer, chunk, found.cpu().contiguous())
+
+    with torch.inference_mode(), capture(model, files.layers, keep):
+        model.base(**model.inputs(batch))
+    return sums
+
+
+def _valid_chunks(folder: Path, files: LayerFiles, plan: list[Chunk]) -> dict[int, dict[str, str]]:
+    """Chunks whose bytes match their checksums. The last entry of a chunk counts."""
+    journal = {line["chunk"]: line["sha256"] for line in read_journal(folder / JOURNAL)}
+    return {
+        number: sums
+        for number, sums in journal.items()
+        if number < len(plan)
+        and all(sums.get(str(layer)) == files.checksum(layer, plan[number]) for layer in files.layers)
+    }
+
+
+def _begin(
+    folder: Path,
+    identity: dict[str, Any],
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    masks: list[list[bool]],
+    token_budget: int,
+) -> dict[str, Any]:
+    """The meta data of the store in ``folder``: the one found there, or a new one with its index."""
+    if (folder / META).exists():
+        meta = read_json(folder / META)
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise UserError(f"{folder / META}: not a store of format {FORMAT}; choose another --out")
+        for field, value in identity.items():
+            if meta["identity"].get(field) != value:
+                raise UserError(
+                    f"{folder}: this store belongs to another run: it differs in its {field} "
+                    f"({_short(meta['identity'].get(field))}, now {_short(value)}); choose another --out"
+                )
+        if (folder / INDEX).is_file() and sha256_of((folder / INDEX).read_bytes()) == meta["index_sha256"]:
+            return meta
+        meta["complete"] = False
+    else:
+        others = [p.name for p in folder.iterdir() if p.name != LOCK and not p.name.startswith(f".{META}")]
+        if set(others) - {INDEX}:
+            raise UserError(f"{folder}: not empty and not a store (no {META}); choose another --out")
+        meta = {
+            "format": FORMAT,
+            "complete": False,
+            "identity": identity,
+            "model_name": model.name,
+            "layer_convention": "output of block l (resid_post); -1 is the stream before block 0 (embed)",
+            "n_prompts": len(rows),
+            "n_tokens": sum(map(sum, masks)),
+            "d_model": model.d_model,
+            "token_budget": token_budget,
+            "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
+        }
+    index = _index(model, rows, masks)
+    atomic_write(folder / INDEX, index)
+    write_json(folder / META, meta | {"index_sha256": sha256_of(index)})
+    return meta | {"index_sha256": sha256_of(index)}
+
+
+def _index(model: HookedModel, rows: Sequence[Rendered], masks: list[list[bool]]) -> bytes:
+    """The parquet file, as bytes."""
+    kept = [(row, p) for row, mask in zip(rows, masks, strict=True) for p, wanted in enumerate(mask) if wanted]
+    token_ids = [row.ids[p] for row, p in kept]
+    texts = {i: model.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in set(token_ids)}
+    table = pa.table(
+        {
+            "prompt_id": pa.array([row.id for row, _ in kept], pa.string()),
+            "position": pa.array([p for _, p in kept], pa.int32()),
+            "token_id": pa.array(token_ids, pa.int32()),
+            "token": pa.array([texts[i] for i in token_ids], pa.string()),
+            "role": pa.array([row.roles[p] for row, p in kept], pa.string()),
+            "label": pa.array([row.label for row, _ in kept], pa.string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _dtype(dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise UserError(f"store dtype {dtype!r}: unknown; use {' or '.join(DTYPES)} (float16 overflows)")
+    return DTYPES[dtype][0]
+
+
+def _journal_line(number: int, sums: dict[str, str]) -> str:
+    return json.dumps({"chunk": number, "sha256": sums}) + "\n"
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    return sha256_of(tokenizer.backend_tokenizer.to_str().encode())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "…"

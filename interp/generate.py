@@ -1,0 +1,135 @@
+"""Batched generation with edits at absolute positions, and the first token's distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.batching import token_budget_batches
+from interp.chat import Rendered
+from interp.errors import UserError
+from interp.hooks import Edit, check_edits, edit, matches
+from interp.model import TOKEN_BUDGET, HookedModel
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model said after one prompt: never the prompt, the injected prefix, or the end token.
+
+    ``finished`` tells an answer that ended from one cut off at the token limit.
+    """
+
+    id: str
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+
+
+def generate(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    *,
+    max_new_tokens: int = 64,
+    edits: Sequence[Edit] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+    token_budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Continue every row, in the order given; greedy unless ``temperature`` is positive.
+
+    Penalties and filters of the checkpoint's own generation settings are left out: the output is the model's
+    distribution and the edits, nothing else. Its end tokens are kept.
+
+    Args:
+        token_budget: most slots (prompts x (longest + new tokens)) in one batch.
+        progress: called with the number of prompts just finished.
+
+    Raises:
+        UserError: a prompt longer than the context, an edit that can match nothing.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens {max_new_tokens} is not positive; give at least 1")
+    model.check_context(rows, new_tokens=max_new_tokens)
+    # The last new token is never fed back, so no edit can reach it.
+    check_edits(model, edits, rows, new_tokens=max_new_tokens - 1)
+    ends = _end_ids(model)
+    settings = _settings(model, max_new_tokens, temperature, ends)
+    out: list[Generation | None] = [None] * len(rows)
+    for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
+        batch = model.batch([rows[i] for i in order], side="left")
+        live = [e for e in edits if matches(e.where, batch.rows, max_new_tokens - 1)]
+        devices = [model.device] if model.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            _generation_settings(model.hf, settings),
+            edit(model, batch.rows, live, max_new_tokens - 1),
+        ):
+            torch.manual_seed(seed + number)
+            sequences = model.hf.generate(batch.ids, attention_mask=batch.mask)
+        for i, said in zip(order, sequences[:, batch.ids.shape[1] :].tolist(), strict=True):
+            end = next((k for k, token in enumerate(said) if token in ends), None)
+            ids = tuple(said[:end])
+            text = model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            out[i] = Generation(rows[i].id, text, ids, end is not None)
+        if progress is not None:
+            progress(len(order))
+    return [g for g in out if g is not None]
+
+
+def first_token_distribution(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    starts: Mapping[str, Sequence[str]],
+    edits: Sequence[Edit] = (),
+) -> dict[str, Float[Tensor, " row"]]:
+    """Probability, per row, that the next token is the first token of one of each group's texts.
+
+    ``starts`` maps a group (``refusal``, ``action``, ``comment``) to beginnings of answers ("I cannot"). A
+    token that begins texts of several groups counts in each.
+    """
+    probabilities = model.next_token_logits(rows, edits).softmax(-1)
+    out = {}
+    for group, texts in starts.items():
+        encoded = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        ids = sorted({tokens[0] for tokens in encoded if tokens})
+        if not ids:
+            raise UserError(f"first-token group {group!r} has no text; give at least one beginning")
+        out[group] = probabilities[:, ids].sum(-1)
+    return out
+
+
+def _end_ids(model: HookedModel) -> list[int]:
+    ends = model.hf.generation_config.eos_token_id
+    if ends is None:
+        ends = getattr(model.tokenizer, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+@contextmanager
+def _generation_settings(hf: Any, settings: Any) -> Iterator[None]:
+    """The checkpoint's own settings fill every gap of those passed in, so they step aside for the call."""
+    own = hf.generation_config
+    hf.generation_config = settings
+    try:
+        yield
+    finally:
+        hf.generation_config = own
+
+
+def _settings(model: HookedModel, max_new_tokens: int, temperature: float, ends: list[int]) -> Any:
+    from transformers import GenerationConfig
+
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=model.pad_id,
+        **({"do_sample": False} | sampling),
+    )

@@ -1,0 +1,252 @@
+"""Reading and editing the residual stream: the only file that touches module hooks.
+
+A hook never guesses from tensor shapes where it is. A *clock* on the base model reads the mask and cache of
+each forward pass and gives every column its absolute position in its prompt (padding: -1); block hooks read
+the clock. So an edit lands on the same tokens with and without a KV cache, in chunks, padded on either side.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from interp.chat import Rendered
+from interp.errors import UserError
+from interp.selection import EMBED, Selection
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+Rows = Float[Tensor, "row d_model"]
+Sink = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace the residual stream after ``layer`` by ``fn`` of itself at the selected tokens.
+
+    ``fn`` takes and returns (row, d_model), one row per selected token, and must not change its input.
+    Layer -1 is the stream before block 0.
+    """
+
+    layer: int
+    where: Selection
+    fn: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+
+
+class Stop(Exception):
+    """Ends a forward pass once the deepest wanted layer has been read."""
+
+
+Index = tuple[Tensor, ...]
+
+
+class Clock:
+    """Absolute position of every column of the current forward pass, and which ones a selection means.
+
+    Args:
+        base: the module whose forward pass sees ids, mask and cache.
+        rows: the prompts of the batch, in its order.
+        selections: what the block hooks will ask for.
+    """
+
+    def __init__(self, base: nn.Module, rows: Sequence[Rendered], selections: set[Selection]) -> None:
+        self.ticks = 0
+        self.width = max(map(len, rows))
+        self.prompts = {where: _pad([where.mask(row) for row in rows], self.width) for where in selections}
+        self.lengths = torch.tensor([[len(row)] for row in rows])
+        self.n_prompt = torch.tensor([[row.n_prompt] for row in rows])
+        self.shape: tuple[int, int] = (0, 0)
+        self.positions: Int[Tensor, "batch pos"] = torch.empty((0, 0), dtype=torch.long)
+        self._now: dict[Selection, tuple[Index, int]] = {}
+        self._signature = inspect.signature(base.forward)
+
+    def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the base model: where is each column?"""
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        if not isinstance(tokens, Tensor):
+            raise UserError("an edit needs a forward pass with input_ids or inputs_embeds")
+        batch, width = tokens.shape[:2]
+        if batch != len(self.lengths):
+            raise UserError(
+                f"the forward pass has {batch} rows but the edit was made for {len(self.lengths)} prompts; "
+                "open a new edit for each batch"
+            )
+        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            seen = mask[:, : past + width].long()
+            absolute = (seen.cumsum(-1) - 1).masked_fill(seen == 0, -1)[:, -width:]
+        elif mask is None:  # no mask, no padding: every column is a token
+            absolute = torch.arange(past, past + width).expand(batch, width)
+        elif isinstance(given.get("position_ids"), Tensor):  # a mask already made for one attention kernel
+            absolute = given["position_ids"].expand(batch, width)
+        else:
+            raise UserError("an edit needs a forward pass with a 2-D attention_mask or position_ids")
+        self.ticks += 1
+        self.shape, self.positions, self._now = (batch, width), absolute, {}
+
+    def selected(self, where: Selection) -> tuple[Index, int]:
+        """Row and column indices of the columns meant now, and how many of them are prompt tokens."""
+        if where not in self._now:
+            if self.lengths.device != self.positions.device:
+                move = self.positions.device
+                self.lengths, self.n_prompt = self.lengths.to(move), self.n_prompt.to(move)
+                self.prompts = {key: mask.to(move) for key, mask in self.prompts.items()}
+            known = self.positions < self.lengths
+            rendered = self.prompts[where].gather(1, self.positions.clamp(0, self.width - 1))
+            fresh = where.generated_mask(self.positions - self.n_prompt)
+            index = (torch.where(known, rendered, fresh) & (self.positions >= 0)).nonzero(as_tuple=True)
+            self._now[where] = index, int(known[index].sum())
+        return self._now[where]
+
+
+def _pad(masks: Sequence[Sequence[bool]], width: int) -> Bool[Tensor, "batch pos"]:
+    return torch.tensor([[*mask, *[False] * (width - len(mask))] for mask in masks])
+
+
+def matches(where: Selection, rows: Sequence[Rendered], new_tokens: int = 0) -> bool:
+    """Whether a selection can touch any token of ``rows`` or of ``new_tokens`` generated ones."""
+    if any(any(where.mask(row)) for row in rows):
+        return True
+    return any(
+        bool(where.generated_mask(torch.arange(len(row) - row.n_prompt, len(row) - row.n_prompt + new_tokens)).any())
+        for row in rows
+    )
+
+
+def check_edits(model: HookedModel, edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens: int = 0) -> None:
+    """Refuse edits that would silently do nothing, before any forward pass."""
+    for e in edits:
+        if not EMBED <= e.layer < model.n_layers:
+            raise UserError(f"edit at layer {e.layer}: the model has layers 0-{model.n_layers - 1} (and embed, -1)")
+        if not matches(e.where, rows, new_tokens):
+            raise UserError(f"edit at layer {e.layer}: selection '{e.where}' matches no token of the prompts")
+
+
+@contextmanager
+def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], new_tokens: int = 0) -> Iterator[None]:
+    """Apply ``edits`` to every forward pass of ``model`` inside the block.
+
+    Args:
+        rows: the prompts of the batch, in its order; the forward pass must be given their mask if padded.
+        new_tokens: how many tokens may be generated after them.
+
+    Hooks of this block alone are removed on leaving it, also after an exception. Tensors are never changed in
+    place.
+
+    Raises:
+        UserError: a layer the model lacks, a selection that matches nothing, a forward pass of another batch
+            size, or one that skipped positions to be edited (a cache filled beforehand).
+    """
+    if not edits:
+        yield
+        return
+    check_edits(model, edits, rows, new_tokens)
+    clock = Clock(model.base, rows, {e.where for e in edits})
+    expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
+    touched = [0] * len(edits)
+    handles: list[RemovableHandle] = []
+
+    def apply(number: int, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"] | None:
+        e = edits[number]
+        if x.shape[:2] != clock.shape:
+            raise UserError(
+                f"edit at layer {e.layer}: the block sees {tuple(x.shape[:2])} tokens, the model "
+                f"{clock.shape}; run the whole model inside the block"
+            )
+        index, in_prompt = clock.selected(e.where)
+        if not len(index[0]):
+            return None
+        touched[number] += in_prompt
+        index = tuple(i.to(x.device) for i in index)
+        old = x[index]
+        new = e.fn(old)
+        if new.shape != old.shape:
+            raise UserError(f"edit at layer {e.layer}: fn returned shape {tuple(new.shape)}, not {tuple(old.shape)}")
+        return x.index_put(index, new.to(x))
+
+    try:
+        handles.append(model.base.register_forward_pre_hook(clock.read, with_kwargs=True))
+        for number, e in enumerate(edits):
+            handles.append(_on_residual(model, e.layer, partial(apply, number)))
+        yield
+        for e, done, wanted in zip(edits, touched, expected, strict=True):
+            if clock.ticks and done < wanted:
+                raise UserError(
+                    f"edit at layer {e.layer}: applied to {done} of {wanted} tokens of the prompts; "
+                    "run the whole prompt inside the block, without a cache filled before"
+                )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool = True) -> Iterator[None]:
+    """Give ``sink(layer, residual)`` the stream after each wanted layer during forward passes in the block.
+
+    The residual has shape (batch, pos, d_model) and is a view of the live one: copy what is to be kept. With
+    ``stop`` the forward pass ends after the deepest wanted layer (and the block with it).
+    """
+    handles: list[RemovableHandle] = []
+    deepest = max(layers)
+
+    def read(layer: int, x: Float[Tensor, "batch pos d_model"]) -> None:
+        sink(layer, x)
+        if stop and layer == deepest:
+            raise Stop
+
+    try:
+        for layer in sorted(layers):
+            handles.append(_on_residual(model, layer, partial(read, layer)))
+        yield
+    except Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_residual(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call ``function`` on the stream after ``layer``; what it returns replaces the stream, None keeps it.
+
+    The one place that knows how blocks pass the stream on: a tensor, or a tuple that starts with it; before
+    block 0, its first argument or ``hidden_states`` (position embeddings and scaling are in it by then).
+    """
+
+    def check(x: Any) -> Tensor:
+        if not isinstance(x, Tensor) or x.ndim != 3:
+            raise UserError(
+                f"layer {layer}: expected a residual of shape (batch, pos, d_model), got "
+                f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; pass blocks=… for it"
+            )
+        return x
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        nested = isinstance(output, tuple)
+        changed = function(check(output[0] if nested else output))
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if nested else changed
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = function(check(args[0] if args else kwargs.get("hidden_states")))
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
+
+    if layer == EMBED:
+        return model.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+    return model.blocks[layer].register_forward_hook(after)

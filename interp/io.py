@@ -1,0 +1,92 @@
+"""Atomic files and content hashes: what a run writes is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UserError
+
+
+def atomic_write(path: str | Path, data: str | bytes) -> None:
+    """Write ``data`` to ``path`` through a synced temporary file in the same folder and one rename.
+
+    Raises:
+        UserError: the disk refuses the write (full, read-only); the old file stays as it was.
+    """
+    path = Path(path)
+    raw = data.encode() if isinstance(data, str) else data
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(raw)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)  # mkstemp is private by default; results are meant to be shared
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror}); free space or choose another --out") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Atomically write indented JSON; NaN is refused because no other JSON reader takes it."""
+    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; a missing or malformed file is a :class:`UserError` that names the file."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it or restore it") from error
+
+
+def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
+    """Append one record and sync it, so that a kill loses at most the line being written."""
+    path = Path(path)
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror}); free space or choose another --out") from error
+
+
+def read_journal(path: str | Path) -> list[dict[str, Any]]:
+    """Read a journal written by :func:`append_jsonl`; a torn last line (a kill while writing) is cut off."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole, torn = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
+    if torn:
+        atomic_write(path, whole)
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); delete that line") from error
+    return rows
+
+
+def sha256_of(value: Any) -> str:
+    """Hex SHA-256 of bytes, or of the canonical JSON of anything else."""
+    raw = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.sha256(raw).hexdigest()

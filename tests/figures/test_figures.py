@@ -1,0 +1,113 @@
+"""What single figures do with their numbers: alignment, bands, pairs, fronts."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import sample
+
+from figures import finetuning, injection, numbers, search, steering, tokens, tracks
+from figures.marks import band
+
+
+def test_bands_break_where_the_interval_is_missing() -> None:
+    fig = go.Figure()
+    nan = np.nan
+    x = np.arange(5, dtype=float)
+    band(fig, x, np.array([0, 0, nan, 0, 0.0]), np.array([1, 1, 1, 1, nan]), "#000000")
+    assert np.asarray(fig.data[0].x).tolist()[:4] == [0, 1, 1, 0]
+    assert np.isnan(fig.data[0].x[4])
+    assert np.asarray(fig.data[0].x).tolist()[5:] == [3, 3]
+
+
+def test_roles_stand_at_the_same_place_in_every_arm() -> None:
+    section = tracks.section(sample.results())
+    assert section is not None
+    names = [panel.title for panel in section.panels]
+    assert names == ["base", "agent", "agent+prefix", "Harmful minus benign"]
+    edges = [[(s.x0, s.x1) for s in panel.figure.layout.shapes if s.type == "rect"] for panel in section.panels]
+    assert all(edge == edges[0] for edge in edges)
+
+
+def test_gap_curve_is_harmful_minus_benign_and_missing_where_either_is() -> None:
+    results = sample.results()
+    section = tracks.section(results)
+    assert section is not None
+    cell = results["curves"]["agent"]["3"]
+    line = next(
+        t for t in section.panels[-1].figure.data
+        if t.meta == {"layer": "3"} and t.customdata is not None and "agent</b>" not in t.hovertemplate
+        and t.hovertemplate.startswith("<b>agent:")
+    )  # fmt: skip
+    wanted = [
+        h - b if h is not None and b is not None else np.nan
+        for h, b in zip(cell["harmful"]["value"], cell["benign"]["value"], strict=True)
+    ]
+    drawn = np.array([y for y, detail in zip(line.y, line.customdata, strict=True) if detail[0]])
+    assert drawn == pytest.approx(np.array(wanted), nan_ok=True, abs=1e-4)
+
+
+def test_steering_band_spans_all_control_draws() -> None:
+    cell = {"harmful": {"refusal_rate": sample.share(0.9)}, "benign": {"success_rate": sample.share(0.9)}}
+    draw = {d: {"harmful": {"refusal_rate": {"value": v, "ci": None, "n": 9}}} for d, v in (("0", 0.1), ("0.5", 0.3))}
+    other = {d: {"harmful": {"refusal_rate": {"value": v, "ci": None, "n": 9}}} for d, v in (("0", 0.2), ("0.5", 0.0))}
+    section = steering.section(
+        {"steering": {"add": {"1-4": {"0": cell, "0.5": cell}}, "random-0": {"1-4": draw}, "random-1": {"1-4": other}}}
+    )
+    assert section is not None and len(section.panels) == 1  # controls get no panel of their own
+    area = section.panels[0].figure.data[0]
+    assert np.asarray(area.y) == pytest.approx([0.2, 0.3, 0.0, 0.1])
+
+
+def test_prefix_and_suffix_of_one_text_share_a_row() -> None:
+    section = injection.section(sample.results())
+    assert section is not None
+    figure = section.panels[0].figure
+    lines = [shape for shape in figure.layout.shapes if shape.line.width == 5]
+    assert len(lines) == 4  # four texts in both places; the base's neutral prefix has no partner
+    assert lines[0].x0 == pytest.approx(0.04) and lines[0].x1 == pytest.approx(0.97)
+
+
+def test_pareto_front_holds_only_unbeaten_candidates() -> None:
+    def score(perf: float | None, refusal: float | None) -> dict[str, object]:
+        overall = None if perf is None or refusal is None else perf + refusal
+        return {"text": f"{perf} {refusal}", "round": 0, "perf": perf, "refusal": refusal, "overall": overall}
+
+    given = [score(0.9, 0.5), score(0.8, 0.9), score(0.8, 0.4), score(1.0, 0.1), score(None, 1.0)]
+    section = search.section({"search": {"candidates": given}})
+    assert section is not None
+    front = section.panels[1].figure.data[0]
+    assert np.asarray(front.x) == pytest.approx([0.8, 0.9, 1.0])
+    best = section.panels[0].figure.data[0].y
+    assert np.asarray(best) == pytest.approx([1.4, 1.7, 1.7, 1.7, 1.7])
+
+
+def test_checkpoints_are_drawn_by_step() -> None:
+    points = sample.results()["dose_response"][::-1]
+    section = finetuning.section({"dose_response": points})
+    assert section is not None
+    steps = [trace.x for trace in section.panels[0].figure.data if trace.customdata is not None]
+    assert np.asarray(steps[0]).tolist() == [0, 6, 10, 12, 16, 20]
+
+
+def test_token_colours_are_scaled_by_layer_over_all_prompts() -> None:
+    row = {"id": "a", "label": "harmful", "arm": "agent", "tokens": ["x"] * 3, "roles": ["instruction"] * 3}
+    value = tokens.payload([{**row, "logits": {"0": [1.0, -2.0, None], "1": [0.0, 0.0, 0.0]}}])
+    assert value is not None
+    assert value["scale"]["0"] == pytest.approx(1.95)
+    assert value["layers"] == ["0", "1"] and value["prompts"][0]["title"] == "xxx"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a<b>&", "a&lt;b&gt;&amp;"), ("line\u2028two\n", "line two "), ("x" * 9, "xxxx…")],
+)
+def test_plot_labels_are_escaped_and_cut(text: str, shown: str) -> None:
+    assert numbers.escape(text, 5 if text[0] == "x" else 0) == shown
+
+
+def test_words_for_numbers() -> None:
+    assert numbers.plain(-0.001, 1) == "0.0" and numbers.plain(-1.25, 1, signed=True) == "−1.2"
+    assert numbers.percent(None) == "–" and numbers.percent({"value": 0.5, "ci": None}) == "50%"
+    assert numbers.sort_layers(["10", "1-4", "2", "embed"]) == ["embed", "2", "10", "1-4"]
