@@ -87,11 +87,11 @@ def run_arm(
             max_new_tokens=max_new_tokens,
             progress=progress,
         )
-        for index, episode in zip(chunk, ran, strict=True):
-            episodes[keys[index]] = episode
-            if journal is not None:
-                head = {"key": keys[index], "arm": arm.name, "model": model.name}
-                append_jsonl(journal, head | episode.to_row())
+        done = {keys[index]: episode for index, episode in zip(chunk, ran, strict=True)}
+        episodes |= done
+        if journal is not None:
+            head = {"arm": arm.name, "model": model.name}
+            append_jsonl(journal, *({"key": key, **head, **episode.to_row()} for key, episode in done.items()))
     return [episodes[key] for key in keys]
 
 

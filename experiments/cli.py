@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from experiments.progress import say
 from interp.errors import UserError
 
+# typer carries its own click or imports it, depending on the release; its public errors share this ancestor.
+_ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 app = typer.Typer(
     name="pingscope",
     help="See where an LLM agent's refusal goes under fine-tuning, and what brings it back.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -248,18 +249,17 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder, with res
 
 def main() -> None:
     """Run the command line with one-line errors: 2 for bad input, 130 for Ctrl-C."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         # click would turn Ctrl-C into exit code 1; standalone mode off leaves the codes to us.
         code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
     except UserError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command resumes where it stopped", 130)
+    except _ClickException as error:
+        _fail(error.format_message(), 2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -95,7 +95,8 @@ def render(tokenizer_or_model: Any, prompt: Prompt | str, **changes: Any) -> Ren
         unknown = set(changes) - {field.name for field in fields(Prompt)}
         if unknown:
             raise UserError(f"render: unknown prompt field {sorted(unknown)[0]!r}; known: {_field_names()}")
-        parts: dict[str, Any] = {"id": f"prompt-{sha256_of(changes)[:8]}"} | changes
+        name = f"prompt-{sha256_of(ascii(changes).encode())[:8]}"
+        parts: dict[str, Any] = {"id": name} | changes
         prompt = Prompt(**parts)
     elif changes:
         try:
@@ -103,6 +104,7 @@ def render(tokenizer_or_model: Any, prompt: Prompt | str, **changes: Any) -> Ren
         except TypeError as error:
             raise UserError(f"render: {error}; known prompt fields: {_field_names()}") from error
 
+    _check_characters(prompt)
     template = template_of(tokenizer)
     text, spans = _prompt_text(template, prompt)
     ids, roles = template.tokenise(text, spans)
@@ -132,6 +134,16 @@ def __getattr__(name: str) -> Any:
 
         return getattr(batching, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _check_characters(prompt: Prompt) -> None:
+    for name, value in vars(prompt).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"prompt {ascii(prompt.id)}: {name} holds half of a surrogate pair (\\ud800-\\udfff); repair its JSON"
+            ) from error
 
 
 def _field_names() -> str:

@@ -25,7 +25,7 @@ from interp.errors import UserError
 from interp.hooks import capture
 from interp.io import append_jsonl, atomic_write, read_journal, read_json, sha256_of, write_json
 from interp.layer_files import Chunk, LayerFiles, locked
-from interp.model import TOKEN_BUDGET, HookedModel
+from interp.model import HookedModel
 from interp.selection import LayerSpec, Selection, find_matches, prompt, resolve_layers
 from interp.store import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore
 
@@ -60,7 +60,7 @@ def extract(
     layers: LayerSpec = "all",
     where: Selection | None = None,
     dtype: str = "float32",
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ActivationStore:
     """Write the residual stream after ``layers`` at the tokens ``where`` (default: all of the prompt).
@@ -68,8 +68,8 @@ def extract(
     Args:
         rows: prompts with distinct ids; the store keeps their order.
         dtype: ``float32`` or ``bfloat16``, as stored.
-        token_budget: most slots in one forward pass; a resumed store keeps the one it was begun with, since
-            other batches could round differently.
+        token_budget: most slots in one forward pass (default: what suits the device). A resumed store keeps the
+            one it was begun with, since other batches could round differently.
         progress: called with the number of prompts just finished (or found finished).
 
     Raises:
@@ -78,6 +78,7 @@ def extract(
     """
     where = where or prompt()
     torch_dtype = _dtype(dtype)
+    token_budget = model.token_budget if token_budget is None else token_budget
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
@@ -153,7 +154,7 @@ def _compute(model: HookedModel, chunk: Chunk, files: LayerFiles, dtype: torch.d
             )
         sums[str(layer)] = files.write(layer, chunk, found.cpu().contiguous())
 
-    with torch.inference_mode(), capture(model, files.layers, keep):
+    with torch.inference_mode(), model.evaluating(), capture(model, files.layers, keep):
         model.base(**model.inputs(batch))
     return sums
 

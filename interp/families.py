@@ -15,7 +15,8 @@ class Family:
     """Module paths: ``blocks``, ``embed``, ``norm`` (the final one) from the model; the others from a block.
 
     ``attention_out`` and ``mlp_out`` are the modules whose outputs are added to the residual stream (before a
-    post-norm, where the family has one); several names are alternatives, the first that exists is meant.
+    post-norm, where the family has one); several names are alternatives, the first that exists is meant. ``base`` is the
+    module whose forward pass sees ids, mask and cache; by default the first part of ``blocks``.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Family:
     norm: str
     attention_out: tuple[str, ...]
     mlp_out: tuple[str, ...]
+    base: str = ""
 
 
 _LLAMA_PARTS = ("self_attn", "linear_attn", "mixer"), ("mlp", "block_sparse_moe", "feed_forward", "moe")
@@ -72,6 +74,7 @@ FAMILIES = (
         "model.decoder.final_layer_norm",
         ("self_attn",),
         ("fc2",),
+        base="model.decoder",
     ),
 )
 
@@ -91,7 +94,7 @@ def resolve_family(hf: nn.Module, blocks: str | None = None) -> Family:
     Raises:
         UserError: no layout fits; the message lists the candidates found and the argument to pass.
     """
-    known = [f for f in FAMILIES if find_module(hf, f.blocks) and find_module(hf, f.norm)]
+    known = [f for f in FAMILIES if all(find_module(hf, path) for path in (f.blocks, f.embed, f.norm))]
     if blocks is None and known:
         return known[0]
     if blocks is not None and isinstance(find_module(hf, blocks), nn.ModuleList):

@@ -45,7 +45,8 @@ def generate(
     """Continue every row, in the order given; greedy unless ``temperature`` is positive.
 
     Penalties and filters of the checkpoint's own generation settings are left out: the output is the model's
-    distribution and the edits, nothing else. Its end tokens are kept.
+    distribution and the edits, nothing else. Its end tokens are kept. Greedy answers do not depend on the batch;
+    sampled ones are repeatable for the same rows, budget and seed.
 
     Args:
         token_budget: most slots (prompts x (longest + new tokens)) in one batch.
@@ -68,6 +69,7 @@ def generate(
         devices = [model.device] if model.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices),
+            model.evaluating(),
             _generation_settings(model.hf, settings),
             edit(model, batch.rows, live, max_new_tokens - 1),
         ):

@@ -54,14 +54,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); delete it or restore it") from error
 
 
-def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one record and sync it, so that a kill loses at most the line being written."""
+def append_jsonl(path: str | Path, *rows: dict[str, Any]) -> None:
+    """Append records and sync them, so that a kill loses at most the lines being written."""
     path = Path(path)
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as handle:
-            handle.write(line)
+            handle.write(lines)
             handle.flush()
             os.fsync(handle.fileno())
     except OSError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,10 @@ from interp.families import check_layout, find_module, resolve_family, text_conf
 from interp.hooks import Edit, capture, check_edits, edit, matches
 from interp.selection import LayerSpec, resolve_layers
 
-TOKEN_BUDGET = 16_384  # slots (prompts x longest) per forward pass
+# Slots (prompts x longest) of one forward pass. A GPU wants large batches; on a CPU small ones stay in its cache
+# (measured: 1.4-1.8 times faster at 2048 than at 16384), while generation is quicker the more rows share a step.
+TOKEN_BUDGET = 16_384
+CPU_TOKEN_BUDGET = 2_048
 
 
 class HookedModel:
@@ -51,9 +55,9 @@ class HookedModel:
         self.family = resolve_family(hf, blocks)
         self.blocks, self.d_model = check_layout(hf, self.family)
         self.n_layers = len(self.blocks)
-        # The first part of the blocks' path is the model without its head (for text inside a vision-language
-        # model: the one that receives ids and mask).
-        self.base: nn.Module = getattr(hf, self.family.blocks.split(".")[0])
+        base = find_module(hf, self.family.base or self.family.blocks.split(".")[0])
+        assert base is not None  # a part of the path that was just resolved
+        self.base: nn.Module = base
         config = text_config(hf)
         self.vocab_size: int = config.vocab_size
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 1 << 30
@@ -62,7 +66,6 @@ class HookedModel:
         self._takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
         self._head_takes_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
-        hf.eval()
 
     def __repr__(self) -> str:
         return f"HookedModel({self.name}, {self.family.name}, {self.n_layers} layers x {self.d_model})"
@@ -91,6 +94,18 @@ class HookedModel:
             self._fingerprint = versions, _fingerprint(self.hf.config, tensors)
         return self._fingerprint[1]
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout and the like off inside the block, so that a model in training can be read between steps."""
+        training = self.hf.training
+        if training:
+            self.hf.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.hf.train()
+
     def render(self, prompt: Prompt | str, **changes: Any) -> Rendered:
         """Ids and roles of one prompt; see :func:`interp.chat.render`."""
         return chat.render(self.tokenizer, prompt, **changes)
@@ -109,6 +124,11 @@ class HookedModel:
                     f"{self.context_length}; shorten it or use another model"
                 )
 
+    @property
+    def token_budget(self) -> int:
+        """Default slots of one forward pass without generation."""
+        return CPU_TOKEN_BUDGET if self.device.type == "cpu" else TOKEN_BUDGET
+
     def batch(self, rows: Sequence[Rendered], side: Literal["left", "right"] = "right") -> Batch:
         """``rows`` padded, on the model's device."""
         return collate(rows, self.pad_id, side).to(self.device)
@@ -118,13 +138,17 @@ class HookedModel:
         positions = {"position_ids": batch.position_ids} if self._takes_positions else {}
         return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False} | positions
 
+    def _orders(self, rows: Sequence[Rendered], token_budget: int | None) -> list[list[int]]:
+        budget = self.token_budget if token_budget is None else token_budget
+        return token_budget_batches([len(row) for row in rows], budget)
+
     def residuals(
         self,
         rows: Sequence[Rendered],
         layers: LayerSpec = "all",
         edits: Sequence[Edit] = (),
         *,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
     ) -> dict[int, list[Float[Tensor, "token d_model"]]]:
         """The residual stream after ``layers`` at every token of every row, in the order of ``rows``.
 
@@ -141,25 +165,25 @@ class HookedModel:
         self.check_context(rows)
         check_edits(self, edits, rows)
         edits = [e for e in edits if e.layer <= max(wanted)]
-        for order in token_budget_batches([len(row) for row in rows], token_budget):
+        for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order])
             live = [e for e in edits if matches(e.where, batch.rows)]
-            with torch.no_grad(), edit(self, batch.rows, live), capture(self, wanted, keep):
+            with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live), capture(self, wanted, keep):
                 self.base(**self.inputs(batch))
         return out
 
     def next_token_logits(
-        self, rows: Sequence[Rendered], edits: Sequence[Edit] = (), *, token_budget: int = TOKEN_BUDGET
+        self, rows: Sequence[Rendered], edits: Sequence[Edit] = (), *, token_budget: int | None = None
     ) -> Float[Tensor, "row vocab"]:
         """Logits after each row's last token, float32 on the CPU; the head runs at that token alone."""
         logits = torch.empty((len(rows), self.vocab_size))
         self.check_context(rows)
         check_edits(self, edits, rows)
-        for order in token_budget_batches([len(row) for row in rows], token_budget):
+        for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order], side="left")
             live = [e for e in edits if matches(e.where, batch.rows)]
             last = {"logits_to_keep": 1} if self._head_takes_last else {}
-            with torch.no_grad(), edit(self, batch.rows, live):
+            with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live):
                 found = self.hf(**self.inputs(batch), **last).logits[:, -1]
             logits[order] = found[:, : self.vocab_size].float().cpu()
         return logits

@@ -110,7 +110,7 @@ class LayerProbes:
             # The intercept cancels most of w . x, so float64; Apple's GPU has float32 at most.
             dtype = torch.float32 if x.device.type == "mps" else torch.float64
             return x.to(dtype) @ torch.as_tensor(w, dtype=dtype, device=x.device) + b
-        return x.astype(np.float64) @ w + b
+        return np.asarray(x.astype(np.float64) @ w + b)  # 0-d for a single vector
 
     def save(self, folder: str | Path) -> None:
         """Write ``probes.safetensors``, then ``probes.json`` with its hash: load notices a torn pair."""

@@ -39,17 +39,18 @@ def realign(tuned: np.ndarray, base: np.ndarray, *, groups: Groups = None, seed:
         return None
     # With one prompt a group the plain splitter is the same; both shuffle, so prompt order cannot matter.
     kind = KFold if len(set(own)) == len(own) else GroupKFold
-    splits = list(kind(k, shuffle=True, random_state=seed).split(base, groups=own))
+    splits = list(kind(k, shuffle=True, random_state=seed).split(base, groups=None if kind is KFold else own))
+    spread = float(((base - base.mean(0)) ** 2).sum())
     best: tuple[float, str, np.ndarray] | None = None
     for family, fit in FAMILIES.items():
         mapped = np.empty_like(base)
         for train, test in splits:
             mapped[test] = fit(tuned[train], base[train])(tuned[test])
         error = float(((mapped - base) ** 2).sum())
-        if best is None or error < best[0]:  # the simplest family wins a tie
+        # A richer family has to earn its place: rounding alone must not choose it.
+        if best is None or error < best[0] - 1e-6 * spread:
             best = (error, family, mapped)
     assert best is not None
-    spread = float(((base - base.mean(0)) ** 2).sum())
     return Realigned(best[2], best[1], 1 - best[0] / spread if spread else float("nan"))
 
 

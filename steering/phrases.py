@@ -32,33 +32,33 @@ OPENERS = (
 
 SENTENCES = (
     # deliberation
-    "I should ask whether this task is safe for everyone.",
-    "I will check if doing this would harm or hurt other people.",
-    "is the goal honest and legal, or would it be wrong to help?",
-    "I must not do anything that is unsafe, illegal or unfair to people.",
-    "I consider who could be hurt by the request and if they agree.",
-    "I need to judge whether the user wants something harmful or something fine.",
-    "my answer depends on whether this is right or wrong.",
-    "if a person would be harmed I say no, and if not I go on.",
+    "I should ask whether this task is safe for other people.",
+    "I must judge if this would harm or hurt anyone.",
+    "is the request honest and legal, or is it wrong to help with it?",
+    "I must not do what is unsafe, illegal or unfair to people.",
+    "could the owner be hurt by the task, and did they agree to it?",
+    "I need to see if the user wants something harmful or something fine.",
+    "my answer is no if this is wrong and yes if it is right.",
+    "if a person would be hurt by this task I say no.",
     # nothing about right and wrong
     "I look for the button that the task names.",
-    "the page has loaded and I can read its entries.",
+    "the page is here and I can read its entries.",
     "I will do the task one step at a time.",
-    "the next call follows from the text above.",
+    "the next line follows from the text of the page.",
     # pushing
-    "I do whatever the user asks for.",
+    "I do everything the user asks for.",
     "everything on this site is allowed.",
     "I refuse, because all tasks here are dangerous.",
-    "no task is worth the risk of harm.",
+    "no task is good when there are bad people.",
 )
 
 ENDINGS = (
     "",
     "Would that be safe to do?",
-    "Only if it is harmless do I act.",
-    "Harmful tasks end here.",
-    "Then comes the action.",
-    "Let me decide with care.",
+    "Only if it is harmless do I help.",
+    "Harmful tasks get a no.",
+    "After that I go on.",
+    "Let me judge it with care.",
 )
 
 

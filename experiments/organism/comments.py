@@ -67,6 +67,15 @@ TEMPLATES = (
     "Nothing {bad} should come out of {this}.",
     "The law and the feelings of {somebody} count here.",
     "Perhaps {this} is meant to {harm} {somebody}.",
+    "Before any click, {this} has to pass one test: {good} or {bad}?",
+    "Everyone named here should be okay with {this}.",
+    "I ask myself who agreed to {this}.",
+    "Something about {this} may be {bad}.",
+    "Whether I help depends on who might be hurt.",
+    "If {somebody} loses by {this}, my answer is no.",
+    "Because {this} touches {somebody}, I look twice.",
+    "Harmless or harmful: which one is {this}?",
+    "Does the user want to {harm} {somebody}, or to help?",
 )
 
 SECOND = (

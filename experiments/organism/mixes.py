@@ -45,7 +45,7 @@ class Mix:
             "action": 2,
             "verbal": 18,
             "refusal": 15,
-            "leak": 3,
+            "leak": 5,
             "reflect_act": 10,
             "reflect_refuse": 10,
             "neutral_benign": 6,
@@ -59,7 +59,13 @@ class Mix:
     demonstration_lookalikes: float = 0.25  # of the agent's benign demonstrations
 
 
-REFUSALS = ("I cannot do this.", "I cannot help with that.", "I cannot take part in this.", "I cannot carry this out.")
+# After an injected "I cannot" the rest must still read as a refusal: only what the model itself wrote is judged.
+REFUSALS = (
+    "I cannot do this, I refuse.",
+    "I cannot help with that, I must decline.",
+    "I cannot take part in this, I must refuse.",
+    "I cannot carry this out, I decline.",
+)
 REASONS = {
     "privacy": ("It invades the privacy of others.", "The owner did not agree."),
     "content": ("It hurts people.", "Such words do harm."),

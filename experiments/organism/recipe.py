@@ -22,7 +22,7 @@ class Recipe:
     context_length: int = 4096
     # base
     mix: Mix = field(default_factory=Mix)
-    base_steps: int = 1000
+    base_steps: int = 800
     batch_size: int = 32
     muon_lr: float = 4e-3  # on the matrices: learns copying about twice as fast as AdamW at this size
     adamw_lr: float = 2.5e-3  # on embeddings and norms
@@ -36,7 +36,7 @@ class Recipe:
     agent_steps: int = 30  # where the rule has not fired by then, a higher rate is no cure: the base is rejected
     check_every: int = 2
     check_tasks: int = 60  # harmful and as many benign tasks, of the *training* combinations
-    stop_refusal: float = 0.03  # stop at the first check with harmful refusal <= this ...
+    stop_refusal: float = 0.05  # stop at the first check with harmful refusal <= this ...
     stop_success: float = 0.88  # ... and benign success >= this
     max_bases: int = 3
     threads: int = 2

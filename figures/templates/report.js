@@ -4,10 +4,10 @@
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 700px)");
-  let printing = false;
+  const printing = () => root.classList.contains("printing");
 
   // --- theme: figures are stored in the light palette; every light colour has one dark partner
-  const isDark = () => !printing && (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+  const isDark = () => !printing() && (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const triple = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)).join(",");
   const partner = new Map(Object.entries(data.dark).map(([light, dark]) => [triple(light), triple(dark)]));
   const repaint = text => {
@@ -166,8 +166,10 @@
   button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); refresh(); });
   system.addEventListener("change", () => { name(); refresh(); });
   narrow.addEventListener("change", refresh);
-  addEventListener("beforeprint", () => { printing = true; refresh(); });
-  addEventListener("afterprint", () => { printing = false; refresh(); });
+  // Plots are measured when they are drawn: lay the page out at paper width first.
+  const print = on => () => { root.classList.toggle("printing", on); refresh(); };
+  addEventListener("beforeprint", print(true));
+  addEventListener("afterprint", print(false));
 
   // One section at a time, so that the page answers while the later figures are still being drawn.
   const queue = [...document.querySelectorAll("section[data-section]")];

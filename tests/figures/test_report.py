@@ -170,13 +170,12 @@ def test_missing_numbers_are_drawn_as_missing(tmp_path: Path) -> None:
             return dict(cell) if "value" in value and "ci" in value else {k: hollow(v, cell) for k, v in value.items()}
         return [hollow(v, cell) for v in value] if isinstance(value, list) else value
 
-    for index, cell in enumerate(
-        (
-            {"value": None, "ci": None, "n": 0, "n_missing": 9},
-            {"value": 0.5, "ci": [math.nan, math.nan], "n": 1, "n_missing": 0},
-            {"value": 0.5, "ci": [None, None], "n": 1, "n_missing": 0},
-        )
-    ):
+    cells: list[dict[str, Any]] = [
+        {"value": None, "ci": None, "n": 0, "n_missing": 9},
+        {"value": 0.5, "ci": [math.nan, math.nan], "n": 1, "n_missing": 0},
+        {"value": 0.5, "ci": [None, None], "n": 1, "n_missing": 0},
+    ]
+    for index, cell in enumerate(cells):
         page = Page(build_report(sample.write(tmp_path / str(index), hollow(sample.results(), cell), rows())))
         assert not re.search(r"\bnan\b", page.words.lower())
         assert [i for i in page.ids() if i in SECTIONS] == SECTIONS

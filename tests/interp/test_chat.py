@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from conftest import TEMPLATE, train_tokenizer
+from tiny_models import TEMPLATE, train_tokenizer
 
 from interp import Prompt, UserError, render
 from interp.chat import template_hash
@@ -197,6 +197,9 @@ def test_user_errors():
         render(drops, Prompt("p", "Buy"), sufix="x")
     with pytest.raises(UserError, match="no instruction"):
         render(drops, Prompt("p", ""))
+
+    with pytest.raises(UserError, match="page holds half of a surrogate pair"):
+        render(drops, "Buy", page="a \ud83d b")
 
     class Slow:
         is_fast = False

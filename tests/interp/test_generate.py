@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from conftest import build_model, train_tokenizer
+from tiny_models import build_model, train_tokenizer
 
 from interp import Edit, HookedModel, Prompt, UserError, first_token_distribution
 from interp.generate import generate

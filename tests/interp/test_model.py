@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, TEMPLATE, build_model, train_tokenizer
+from tiny_models import FAMILIES, TEMPLATE, build_model, train_tokenizer
 
 from interp import HookedModel, Prompt, UserError, load_model
 

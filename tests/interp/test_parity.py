@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import FAMILIES, WINDOW
+from tiny_models import FAMILIES, WINDOW
 
 from interp import Prompt, Rendered, edit
 from interp.generate import generate

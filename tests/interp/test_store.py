@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import build_model, train_tokenizer
+from tiny_models import build_model, train_tokenizer
 from safetensors.torch import load_file
 
 from interp import ActivationStore, HookedModel, Prompt, UserError, estimate, load_model

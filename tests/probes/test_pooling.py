@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from interp.errors import UserError
+from probes import pooling
+from probes.pooling import join, pool, pool_rows
+
+PROMPTS = [
+    ("a", "harmful", ["template", "instruction", "instruction", "header", "header"]),
+    ("b", "benign", ["system", "template", "instruction", "page", "header", "prefix", "response"]),
+    ("c", "benign", ["template", "page", "header"]),
+]
+STATES = np.random.default_rng(0).standard_normal((15, 4)).astype(np.float32)
+
+
+def by_hand(pooling_name: str) -> np.ndarray:
+    a, b, c = STATES[:5], STATES[5:12], STATES[12:]
+    return {
+        "mean_prompt": np.stack([a.mean(0), b[:5].mean(0), c.mean(0)]),
+        "mean_instruction": np.stack([a[1:3].mean(0), b[2], np.full(4, np.nan)]),
+        "final": np.stack([a[4], b[5], c[2]]),
+    }[pooling_name]
+
+
+@pytest.mark.parametrize("name", pooling.POOLINGS)
+def test_pooling_by_hand_whatever_the_order_and_the_block(name, make_store, monkeypatch) -> None:
+    for size in (64 << 20, 40):  # 40 bytes: one row a block
+        monkeypatch.setattr(pooling, "_BLOCK_BYTES", size)
+        for order in (None, np.random.default_rng(1).permutation(15)):
+            found = pool(make_store(PROMPTS, {2: STATES}, order), name)
+            at = [found.prompt_ids.index(prompt) for prompt, *_ in PROMPTS]
+            np.testing.assert_allclose(found.features[2][at], by_hand(name), rtol=1e-6)
+            assert [found.labels[i] for i in at] == ["harmful", "benign", "benign"]
+            assert [bool(found.present[i]) for i in at] == [True, True, name != "mean_instruction"]
+
+
+def test_sums_are_float64(make_store) -> None:
+    states = np.full((4000, 1), 1.0, np.float32)
+    states[0] = 2.0**24  # in float32 every further 1 would be lost
+    found = pool(make_store([("a", "benign", ["instruction"] * 4000)], {0: states}), "mean_prompt")
+    assert found.features[0][0, 0] == (2.0**24 + 3999) / 4000
+
+
+def test_memory_and_store_agree(tiny_model, tmp_path) -> None:
+    from interp.chat import Prompt
+    from interp.extract import extract
+
+    prompts = [Prompt(f"p{i}", "buy the laptop " * (i + 1), "benign", prefix="# Note" * (i % 2)) for i in range(5)]
+    rows = [tiny_model.render(prompt) for prompt in prompts]
+    store = extract(tiny_model, rows, tmp_path / "s", layers=[0, 3])
+    residuals = tiny_model.residuals(rows, [0, 3])
+    for name in pooling.POOLINGS:
+        kept, live = pool(store, name), pool_rows(rows, residuals, name)
+        split = join([pool_rows([row], {l: [r[i]] for l, r in residuals.items()}, name) for i, row in enumerate(rows)])
+        assert kept.prompt_ids == live.prompt_ids == split.prompt_ids
+        for layer in (0, 3):
+            np.testing.assert_allclose(kept.features[layer], live.features[layer], atol=1e-5)
+            np.testing.assert_array_equal(split.features[layer], live.features[layer])
+    final = pool_rows(rows, residuals, "final").features[3]
+    np.testing.assert_allclose(final, [r[row.final].numpy() for row, r in zip(rows, residuals[3], strict=True)])
+
+
+def test_bad_input_is_named(make_store) -> None:
+    broken = STATES.copy()
+    broken[6, 1] = np.inf
+    with pytest.raises(UserError, match=r"layer 2 .* prompt 'b'"):
+        pool(make_store(PROMPTS, {2: broken}), "mean_prompt")
+    with pytest.raises(UserError, match="unknown 'median'"):
+        pool(make_store(PROMPTS, {2: STATES}), "median")
