@@ -252,18 +252,19 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        # click would turn Ctrl-C into exit code 1; standalone mode off leaves the codes to us.
         code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command resumes where it stopped", 130)
+    except KeyboardInterrupt:
+        code = 130
     except _ClickException as error:
         _fail(error.format_message(), 2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again to resume", 2)
+    if code == 130:  # Ctrl-C, in either of the two ways it arrives here
+        _fail("interrupted; the same command resumes where it stopped", code)
     sys.exit(code or 0)
 
 

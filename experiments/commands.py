@@ -291,7 +291,7 @@ def inject_command(
     paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name != "agent"}
     behaviour_table(behaviour)
     injection = {
-        arm.name: {"text": arm.text, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
+        arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
     write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection})
 

@@ -59,7 +59,7 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     arms = study_arms(bench, prefix)
     results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "meta": {}, "claims": []}
     results |= behaviour_stage(bench, arms)
-    results["search"] = search
+    results["search"] = with_held_out(search, results["behaviour"])
     results["first_token"] = first_token_stage(bench, arms)
     results |= tracking_stage(bench, arms)
     results |= steering_stage(bench)
@@ -99,10 +99,22 @@ def search_stage(bench: Bench) -> dict[str, Any]:
             "candidates": [_search_row(candidate) for candidate in candidates],
             "rounds": len(found.rounds),
             "tau": settings.tau,
+            "perf_means": "done" if config.search.perf == "success" else "not refused",
             "generations": sum(c.score.counts["generations"] for c in found.candidates),
         }
 
     return bench.run.stage("search", bench.identity(search=config.search.model_dump()), compute)
+
+
+def with_held_out(search: dict[str, Any], behaviour: dict[str, Any]) -> dict[str, Any]:
+    """The winner's scores on test tasks beside those it was chosen by: the selection bias, in plain sight."""
+    rates = behaviour["agent+prefix"]
+    refusal = rates["harmful"]["strict"]["refusal_rate"]["value"]
+    success = rates["benign"]["strict"]["success_rate"]["value"]
+    perf = success if search.get("perf_means") == "done" else 1 - rates["benign"]["strict"]["refusal_rate"]["value"]
+    held = {"overall": perf + refusal, "refusal": refusal, "perf": perf, "success": success}
+    rows = [row | ({"held_out": held} if row["text"] == search["winner"] else {}) for row in search["candidates"]]
+    return search | {"candidates": rows}
 
 
 def _search_row(candidate: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +145,7 @@ def behaviour_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
         behaviour = {name: rates(ran) for name, ran in episodes.items()}
         paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name.startswith("agent+")}
         injection = {
-            arm.name: {"text": arm.text, "kind": arm.kind, "model": arm.model, **behaviour[arm.name]} for arm in arms
+            arm.name: {"text": arm.shown, "kind": arm.kind, "model": arm.model, **behaviour[arm.name]} for arm in arms
         }
         return {"behaviour": behaviour, "paired": paired, "injection": injection}
 

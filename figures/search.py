@@ -12,6 +12,8 @@ from figures import theme
 from figures.numbers import escape, number, percent, plain, values, wrap
 from figures.section import Key, Panel, Section, Table
 
+NOT_REFUSED = "not refused"  # the paper's perf; a search may score tasks done instead
+
 
 def section(results: dict[str, Any]) -> Section | None:
     search = results.get("search") or {}
@@ -21,13 +23,14 @@ def section(results: dict[str, Any]) -> Section | None:
     overall = [number(c.get("overall")) for c in candidates]
     best = _winner(search, overall)
     spent = search.get("generations")
+    means = escape(search.get("perf_means") or NOT_REFUSED)
     cost = f"{len(candidates)} candidates" + (f", {spent} generations" if spent else "")
     return Section(
         id="search",
         title="The search for a prefix",
         question=f"How was the phrase found, and what else was tried? ({cost})",
         reading=(
-            "Overall is the share of benign tasks not refused plus the share of harmful tasks refused, at most 2. "
+            f"Overall is the share of benign tasks {means} plus the share of harmful tasks refused, at most 2. "
             "Shaded columns are rounds; the step line is the best so far. On the right, candidates up and to the right "
             "are better, and those joined by the line are beaten by none. Scores are on validation tasks and flatter "
             "the winner; its rates elsewhere in this report are on test tasks. Hover or tap for the phrase."
@@ -35,7 +38,9 @@ def section(results: dict[str, Any]) -> Section | None:
         panels=[
             Panel("Overall score by candidate", _progress(search, candidates, overall, best), "Search progress."),
             Panel(
-                "Harmful refused against benign not refused", _pareto(candidates, best), "Pareto view of the search."
+                f"Harmful refused against benign {means}",
+                _pareto(candidates, best, means),
+                "Pareto view of the search.",
             ),
         ],
         keys=[
@@ -43,7 +48,7 @@ def section(results: dict[str, Any]) -> Section | None:
             Key("winner", "prefix", "diamond"),
             Key("best so far, and best trade-offs", "prefix", "line"),
         ],
-        tables=[_table(candidates, overall)],
+        tables=[_table(candidates, overall, means)],
         columns=2,
     )
 
@@ -70,7 +75,7 @@ def _details(candidates: list[dict[str, Any]]) -> list[list[str]]:
 
 
 HOVER = (
-    "<b>%{customdata[0]}</b><br>harmful refused %{customdata[1]}, benign not refused %{customdata[2]}, "
+    "<b>%{customdata[0]}</b><br>harmful refused %{customdata[1]}, benign perf %{customdata[2]}, "
     "benign done %{customdata[3]}<br>overall %{customdata[4]}, round %{customdata[5]}<extra></extra>"
 )
 
@@ -121,7 +126,7 @@ def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall:
     return fig
 
 
-def _pareto(candidates: list[dict[str, Any]], best: int) -> go.Figure:
+def _pareto(candidates: list[dict[str, Any]], best: int, means: str) -> go.Figure:
     fig = theme.figure(320, left=52, right=20, top=12, bottom=46)
     perf, refusal = values(c.get("perf") for c in candidates), values(c.get("refusal") for c in candidates)
     front = _front(perf, refusal)
@@ -140,7 +145,7 @@ def _pareto(candidates: list[dict[str, Any]], best: int) -> go.Figure:
         ticks = [tick / 10 for tick in range(11)] if low > 0.5 else [0, 0.25, 0.5, 0.75, 1]
         words = [f"{100 * tick:.0f}" + ("%" if tick == 1 else "") for tick in ticks]
         update(range=[max(-0.03, low - 0.08), 1.03], tickvals=ticks, ticktext=words)
-    fig.update_xaxes(title_text="benign tasks not refused")
+    fig.update_xaxes(title_text=f"benign tasks {means}")
     fig.update_yaxes(title_text="harmful tasks refused")
     return fig
 
@@ -156,7 +161,7 @@ def _front(perf: np.ndarray, refusal: np.ndarray) -> list[int]:
     return [i for i in kept if not math.isnan(refusal[i])]
 
 
-def _table(candidates: list[dict[str, Any]], overall: list[float]) -> Table:
+def _table(candidates: list[dict[str, Any]], overall: list[float], means: str) -> Table:
     order = sorted(
         range(len(candidates)), key=lambda i: (math.isnan(overall[i]), -overall[i] if overall[i] == overall[i] else 0)
     )
@@ -166,7 +171,7 @@ def _table(candidates: list[dict[str, Any]], overall: list[float]) -> Table:
         held = (c.get("held_out") or {}).get("overall")
         shares = [percent(c.get(name), False) for name in ("refusal", "perf", "success")]
         rows.append([str(c["text"]), str(c.get("round", "–")), plain(overall[index]), *shares, plain(number(held))])
-    head = ["Phrase", "Round", "Overall", "Harmful refused", "Benign not refused", "Benign done", "Held-out overall"]
+    head = ["Phrase", "Round", "Overall", "Harmful refused", f"Benign {means}", "Benign success", "Held-out overall"]
     if all(row[-1] == "–" for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     return Table(f"The best {len(rows)} of {len(candidates)} candidates.", head, rows, folded=True)

@@ -138,11 +138,12 @@ def __getattr__(name: str) -> Any:
 
 def _check_characters(prompt: Prompt) -> None:
     for name, value in vars(prompt).items():
+        texts = [text for turn in value for text in turn] if name == "demonstrations" else [value or ""]
         try:
-            str(value).encode()
+            "".join(texts).encode()
         except UnicodeEncodeError as error:
             raise UserError(
-                f"prompt {ascii(prompt.id)}: {name} holds half of a surrogate pair (\\ud800-\\udfff); repair its JSON"
+                f"prompt {prompt.id!a}: {name} holds half of a surrogate pair (a cut emoji, \\ud83d); repair its file"
             ) from error
 
 

@@ -23,8 +23,8 @@ from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
 from interp.hooks import capture
-from interp.io import append_jsonl, atomic_write, read_journal, read_json, sha256_of, write_json
-from interp.layer_files import Chunk, LayerFiles, locked
+from interp.io import atomic_write, read_journal, read_json, sha256_of, write_json
+from interp.layer_files import Chunk, LayerFiles, disk_error, locked
 from interp.model import HookedModel
 from interp.selection import LayerSpec, Selection, find_matches, prompt, resolve_layers
 from interp.store import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore
@@ -107,7 +107,8 @@ def extract(
                 if number not in done:
                     fresh = True
                     done[number] = _compute(model, chunk, files, torch_dtype)
-                    append_jsonl(folder / JOURNAL, {"chunk": number, "sha256": done[number]})
+                    # Not synced: a lost line costs one batch, a sync per batch can cost as much as the batch.
+                    _append(folder / JOURNAL, _journal_line(number, done[number]))
                 if progress is not None:
                     progress(len(chunk.rows))
             files.sync()
@@ -238,6 +239,14 @@ def _dtype(dtype: str) -> torch.dtype:
     if dtype not in DTYPES:
         raise UserError(f"store dtype {dtype!r}: unknown; use {' or '.join(DTYPES)} (float16 overflows)")
     return DTYPES[dtype][0]
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(line)
+    except OSError as error:
+        raise disk_error(path.parent, error, len(line)) from error
 
 
 def _journal_line(number: int, sums: dict[str, str]) -> str:

@@ -15,8 +15,8 @@ class Family:
     """Module paths: ``blocks``, ``embed``, ``norm`` (the final one) from the model; the others from a block.
 
     ``attention_out`` and ``mlp_out`` are the modules whose outputs are added to the residual stream (before a
-    post-norm, where the family has one); several names are alternatives, the first that exists is meant. ``base`` is the
-    module whose forward pass sees ids, mask and cache; by default the first part of ``blocks``.
+    post-norm, where the family has one); several names are alternatives, the first that exists is meant.
+    ``base`` is the module whose forward pass sees ids, mask and cache; by default the first part of ``blocks``.
     """
 
     name: str

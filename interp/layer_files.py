@@ -51,7 +51,7 @@ class LayerFiles:
                     os.pwrite(descriptor, head, 0)
         except OSError as error:
             self.__exit__()
-            raise _disk_error(self.folder, error, len(self.layers) * self.shape[0] * self.row_bytes) from error
+            raise disk_error(self.folder, error, len(self.layers) * self.shape[0] * self.row_bytes) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,7 +72,7 @@ class LayerFiles:
                     piece = piece[written:]
                 cursor += size
         except OSError as error:
-            raise _disk_error(self.folder, error, len(raw)) from error
+            raise disk_error(self.folder, error, len(raw)) from error
         return hashlib.sha256(raw).hexdigest()
 
     def checksum(self, layer: int, chunk: Chunk) -> str:
@@ -114,7 +114,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _disk_error(folder: Path, error: OSError, size: int) -> UserError:
+def disk_error(folder: Path, error: OSError, size: int) -> UserError:
+    """The one line for a write of ``size`` bytes that failed."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = "the disk is full" if full else f"cannot write ({error.strerror})"
     return UserError(

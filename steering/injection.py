@@ -43,8 +43,9 @@ class Arm:
         return next((name for name, value in given.items() if value), "none")
 
     @property
-    def text(self) -> str | None:
-        return self.prefix or self.suffix or self.system
+    def shown(self) -> str | None:
+        """The injected text without the space around it: the same words in two places are the same text."""
+        return (self.prefix or self.suffix or self.system or "").strip() or None
 
     def apply(self, prompt: Prompt) -> Prompt:
         """The prompt under this condition; parts that the arm does not name stay as they are."""

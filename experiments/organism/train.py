@@ -80,7 +80,9 @@ def build_organism(
             _clean(out, key)
             return _build(out, recipe, seed, key, report)
     except OSError as error:
-        raise UserError(f"{out}: cannot write the organism ({error.strerror}); free space or choose another --out") from error
+        raise UserError(
+            f"{out}: cannot write the organism ({error.strerror}); free space or choose another --out"
+        ) from error
     finally:
         torch.set_num_threads(threads)
 
@@ -127,7 +129,9 @@ def _build(out: Path, recipe: Recipe, seed: int, key: str, report: Progress) -> 
         if tuned.fired:
             return _finish(out, key, seed, model, tokenizer, tuned.weights, [*attempts, log])
         attempts.append(log)
-        report("agent", attempt + 1, recipe.max_bases, f"base with seed {own_seed} rejected: the stop rule did not fire")
+        report(
+            "agent", attempt + 1, recipe.max_bases, f"base with seed {own_seed} rejected: the stop rule did not fire"
+        )
         (out / BASE_RECORD).unlink()
         shutil.rmtree(out / "base")
     raise UserError(
@@ -178,9 +182,7 @@ def _clean(out: Path, key: str) -> None:
     for leftover in out.glob(".building-*"):
         shutil.rmtree(leftover)
     (out / RECORD).unlink(missing_ok=True)
-    keep_base = (
-        (out / BASE_RECORD).exists() and read_json(out / BASE_RECORD)["key"] == key and (out / "base").is_dir()
-    )
+    keep_base = (out / BASE_RECORD).exists() and read_json(out / BASE_RECORD)["key"] == key and (out / "base").is_dir()
     if not keep_base:
         (out / BASE_RECORD).unlink(missing_ok=True)
     for folder in (*out.glob("agent-step-*"), out / "agent", *(() if keep_base else (out / "base",))):

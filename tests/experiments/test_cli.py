@@ -93,7 +93,7 @@ def test_bad_arguments_are_one_line(pingscope, checkpoint, prompts, tmp_path):
         code, _, err = pingscope(*words)
         assert code == 2, words
         assert message in err and "Traceback" not in err, err
-        assert err.startswith("error: ") and err.count("\n") == 1 or "note:" in err or "model:" in err, err
+        assert (err.startswith("error: ") and err.count("\n") == 1) or "note:" in err or "model:" in err, err
 
 
 def test_config_errors_name_the_field(pingscope, tmp_path):

@@ -43,7 +43,8 @@ def test_tasks_are_the_same_for_a_seed_and_differ_between_seeds() -> None:
     assert world.tasks("test", "harmful", 20) != world.tasks("test", "harmful", 20, seed=1)
 
 
-def test_asking_for_more_than_there_is_says_so() -> None:
+def test_asking_for_more_than_there_is_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "MANY_MISSES", 5)
     with pytest.raises(ValueError, match="distinct harmful tasks"):
         world.tasks("test", "harmful", 9_000)
     with pytest.raises(ValueError, match="split is 'exam'"):

