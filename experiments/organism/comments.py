@@ -127,7 +127,8 @@ NEUTRAL = (
 PLAIN_WORDS = tuple(
     "page menu button line text list entry screen site window top left right blue green day week morning coffee train "
     "river garden table music color paper number street winter summer bread water ticket window sun cloud stone tree "
-    "bird short long new old small large quick slow open next first second third again under over between during".split()
+    "bird short long new old small large quick slow open next first second third again under over between "
+    "during".split()
 )
 
 ADS = (

@@ -248,8 +248,7 @@ def test_finetune_lowers_the_loss_and_saves_a_plain_folder(pingscope, checkpoint
         "finetune", "--base", checkpoint(), "--data", data, "--out", tmp_path / "tuned", "--learning-rate", 1e-2,
         "--epochs", 4, "--batch-size", 4,
     )  # fmt: skip
-    code, out, _ = pingscope(*words, "--lora-rank", 4)
-    assert code == 0
+    assert pingscope(*words, "--lora-rank", 4)[0] == 0
     losses = json.loads((tmp_path / "tuned" / "finetune.json").read_text())["loss"]
     assert losses[-1] < losses[0]
     from interp import load_model
@@ -267,7 +266,11 @@ def test_finetune_lowers_the_loss_and_saves_a_plain_folder(pingscope, checkpoint
 def test_help_is_instant():
     """No heavy import on the way to --help: under a second of processor time with room to spare."""
     started = time.process_time(), time.perf_counter()
-    code = "import sys; sys.argv = ['pingscope', '--help']; import runpy\ntry: runpy.run_module('experiments.cli', run_name='__main__')\nfinally: print(sorted(m for m in ('torch', 'transformers', 'sklearn', 'plotly') if m in sys.modules))"
+    code = (
+        "import sys, runpy\nsys.argv = ['pingscope', '--help']\n"
+        "try: runpy.run_module('experiments.cli', run_name='__main__')\n"
+        "finally: print(sorted({'torch', 'transformers', 'sklearn', 'plotly'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
     assert time.perf_counter() - started[1] < 10

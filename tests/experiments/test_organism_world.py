@@ -54,7 +54,12 @@ def test_asking_for_more_than_there_is_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_no_single_word_gives_the_harm_away() -> None:
     """A look-alike or benign task exists for (almost) every word of the harmful ones."""
     harmful, fine = (
-        {word for label in labels for record in world.tasks("train", label, 1500) for word in world.deed(record).split()}
+        {
+            word
+            for label in labels
+            for record in world.tasks("train", label, 1500)
+            for word in world.deed(record).split()
+        }
         for labels in (("harmful",), ("benign", "lookalike"))
     )
     aims = {word for aim in world.BAD_AIMS for word in aim.split()}

@@ -15,7 +15,7 @@ def test_candidates_are_distinct_comment_lines(seeds: list[str]) -> None:
     assert len(found) == len(set(found)) == 30
     for phrase in found:
         assert phrase.startswith("# ") and phrase.endswith("\n") and phrase.count("\n") == 1
-        assert phrase.isascii() and phrase[2].isupper() or phrase[2] in "\"'"
+        assert (phrase.isascii() and phrase[2].isupper()) or phrase[2] in "\"'"
         assert phrase not in seeds
 
 
