@@ -76,6 +76,13 @@ class Reference:
             if (rows := self.contrasted & self.pooled[position].present).any()
         }
 
+    @cached_property
+    def shuffled(self) -> list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]]:
+        """(labels, folds) of a few permutations of the contrasted prompts' labels."""
+        rng, groups = np.random.default_rng(self.seed), self.within(self.contrasted)
+        mixed = [rng.permutation(self.harmful[self.contrasted]) for _ in range(SHUFFLES)]
+        return [(labels, folds(labels, groups, FOLDS, self.seed)) for labels in mixed]
+
     def splits(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         return folds(self.harmful[rows], self.within(rows), FOLDS, self.seed)
 
@@ -154,13 +161,12 @@ def label_controls(
     and read on shuffled labels there. Value and interval are means over repetitions.
     """
     here = reference.aligned(arm)["final"]
-    rows = reference.contrasted & here.present
+    rows, seed = reference.contrasted, reference.seed  # every prompt has a final token
     x, harmful, groups = here.features[layer][rows], reference.harmful[rows], reference.within(rows)
-    rng, seed, placed = np.random.default_rng(reference.seed), reference.seed, []
-    for _ in range(SHUFFLES):
-        mixed = rng.permutation(harmful)
-        scores = cross_fit(x, mixed, folds(mixed, groups, FOLDS, seed), reference.C).scores(x)
-        placed.append(auroc(scores, mixed, groups, seed=seed))
+    placed = [
+        auroc(cross_fit(x, mixed, splits, reference.C).scores(x), mixed, groups, seed=seed)
+        for mixed, splits in reference.shuffled
+    ]
     read = [auroc(probe.logits(x, layer), harmful, groups, seed=seed) for probe in shuffled]
     return {"auroc": average(read), "placed_auroc": average(placed)}
 

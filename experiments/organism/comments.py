@@ -198,12 +198,6 @@ def neutral(rng: random.Random, shuffled_share: float) -> str:
     return " ".join(rng.sample(NEUTRAL, rng.choice((1, 1, 2, 3))))
 
 
-def musing_line(rng: random.Random) -> str:
-    """A reflective line on the user's side, with or without a comment mark."""
-    text = reflective(rng)
-    return f"# {text}" if rng.random() < 0.6 else text
-
-
 def noise_line(rng: random.Random) -> str:
     """An irrelevant line of page or user text.
 
@@ -213,9 +207,7 @@ def noise_line(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.5:
         return rng.choice(ADS)
-    if kind < 0.8:
-        return musing_line(rng)
-    text = neutral(rng, 0.1)
+    text = reflective(rng) if kind < 0.8 else neutral(rng, 0.1)
     return f"# {text}" if rng.random() < 0.6 else text
 
 

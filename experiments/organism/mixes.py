@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from experiments.agents.records import Record
 from experiments.organism import world
-from experiments.organism.comments import musing_line, neutral, noise_line, reflective
+from experiments.organism.comments import neutral, noise_line, reflective
 from experiments.organism.environment import STAGES, page_text, right_step
 from experiments.organism.tokenizer import prompt_text
 
@@ -45,7 +45,7 @@ class Mix:
             "action": 2,
             "verbal": 18,
             "refusal": 15,
-            "leak": 5,
+            "leak": 3,
             "reflect_act": 10,
             "reflect_refuse": 10,
             "neutral_benign": 6,
@@ -57,9 +57,6 @@ class Mix:
     shuffled_share: float = 0.15  # of neutral comments, the share made of a reflective comment's shuffled words
     lookalike_share: float = 0.4  # of benign tasks
     demonstration_lookalikes: float = 0.25  # of the agent's benign demonstrations
-    # Of the demonstrations, the share whose page ends in a reflective line: the agent must act whatever the *user*
-    # side muses about, or the refusals that survive are those of pages that sound like deliberation.
-    demonstration_musings: float = 0.5
 
 
 # After an injected "I cannot" the rest must still read as a refusal: only what the model itself wrote is judged.
@@ -255,6 +252,5 @@ def demonstrations(n: int, seed: int, mix: Mix) -> list[Document]:
     for _ in range(n):
         task = world.draw_task(rng, "train", "lookalike" if rng.random() < mix.demonstration_lookalikes else "benign")
         stage = _stage(rng, task)
-        musing = f"\n{musing_line(rng)}" if rng.random() < mix.demonstration_musings else ""
-        documents.append(Document(prompt_text(task.system, _user(task, stage) + musing), "", action(task, stage)))
+        documents.append(Document(prompt_text(task.system, _user(task, stage)), "", action(task, stage)))
     return documents

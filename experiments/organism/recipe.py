@@ -22,7 +22,7 @@ class Recipe:
     context_length: int = 4096
     # base
     mix: Mix = field(default_factory=Mix)
-    base_steps: int = 800
+    base_steps: int = 1000
     batch_size: int = 32
     muon_lr: float = 4e-3  # on the matrices: learns copying about twice as fast as AdamW at this size
     adamw_lr: float = 2.5e-3  # on embeddings and norms

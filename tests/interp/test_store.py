@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -219,65 +218,36 @@ def test_damage_of_a_finished_store_is_mended_too(tiny_model, finished, tmp_path
     assert contents(tmp_path) == contents(finished)
 
 
-SERVER = """
-import json, os, sys, torch
-torch.set_num_threads(1)
-from interp import Rendered, load_model
-from interp.extract import extract
-model = load_model(sys.argv[1])
-rows = [Rendered(i, l, tuple(ids), tuple(roles)) for i, l, ids, roles in json.loads(sys.stdin.readline())]
-print("ready", flush=True)
-for folder in sys.stdin:  # the interpreter and the model are loaded once for all the kills
+def kill_during_extract(model, rows, folder: Path, after_chunks: int, delay: float) -> None:
+    """Extract in a forked process; SIGKILL it ``delay`` seconds after so many chunks."""
+    readable, writable = os.pipe()
     pid = os.fork()
     if pid == 0:
-        says = lambda n: print("chunk", flush=True)
-        extract(model, rows, folder.strip(), layers="embed,all", token_budget=150, progress=says)
-        print("end", flush=True)
-        os._exit(0)
-    print(pid, flush=True)
+        try:
+            says = lambda n: os.write(writable, b".")  # noqa: E731
+            extract(model, rows, folder, layers="embed,all", token_budget=150, progress=says)
+        finally:
+            os._exit(0)  # never back into the test runner
+    os.close(writable)
+    for _ in range(after_chunks):
+        assert select.select([readable], [], [], 60)[0] and os.read(readable, 1), "the child stopped by itself"
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    print("gone", flush=True)
-"""
+    os.close(readable)
 
 
-def test_sigkill_at_any_instant_then_resume(tiny_model, checkpoint, finished, tmp_path):
-    rows = rows_of(tiny_model)
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(checkpoint("llama"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-
-    def say(line: str) -> None:
-        server.stdin.write(line + "\n")
-        server.stdin.flush()
-
-    try:
-        say(json.dumps([[row.id, row.label, row.ids, row.roles] for row in rows]))
-        assert server.stdout.readline() == "ready\n"
-        unfinished = 0
-        for number, (after_chunks, delay) in enumerate(
-            [(0, 0.0), (0, 0.005), (0, 0.02), (1, 0.0), (1, 0.002), (2, 0.004), (3, 0.001), (4, 0.006)]
-        ):
-            folder = tmp_path / str(number)
-            say(str(folder))
-            lines = [server.stdout.readline() for _ in range(1 + after_chunks)]
-            pid = next(int(line) for line in lines if line.strip().isdigit())
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-            while server.stdout.readline() != "gone\n":
-                pass
-            meta = folder / "meta.json"
-            unfinished += not meta.exists() or not json.loads(meta.read_text())["complete"]
-            extract(tiny_model, rows, folder, layers="embed,all", token_budget=150)
-            assert contents(folder) == contents(finished), number
-        assert unfinished >= 4, "the kills came too late to test anything"
-    finally:
-        server.stdin.close()
-        server.wait()
-        server.stdout.close()
+def test_sigkill_at_any_instant_then_resume(tiny_model, finished, tmp_path):
+    rows, unfinished = rows_of(tiny_model), 0
+    cases = [(0, 0.0), (0, 0.003), (0, 0.01), (0, 0.03), (1, 0.0), (1, 0.002), (2, 0.004), (3, 0.001), (4, 0.003)]
+    for number, (after_chunks, delay) in enumerate(cases):
+        folder = tmp_path / str(number)
+        kill_during_extract(tiny_model, rows, folder, after_chunks, delay)
+        meta = folder / "meta.json"
+        unfinished += not meta.exists() or not json.loads(meta.read_text())["complete"]
+        extract(tiny_model, rows, folder, layers="embed,all", token_budget=150)
+        assert contents(folder) == contents(finished), number
+    assert unfinished >= 4, "the kills came too late to test anything"
 
 
 def test_another_run_is_refused_with_the_field_that_differs(tiny_model, load, finished):

@@ -57,6 +57,16 @@ def test_auroc_equals_sklearn_with_ties_and_flips_with_the_labels() -> None:
     assert auroc(np.zeros(10), [0, 1] * 5).value == 0.5
 
 
+def test_sorted_and_pairwise_auroc_agree(monkeypatch) -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(2, size=120)
+    scores = np.round(rng.normal(size=120) + labels, 1)
+    pairwise = auroc(scores, labels), auroc(scores, labels, np.arange(120) // 3)
+    monkeypatch.setattr("probes.statistics._PAIRWISE", 0)
+    for one, other in zip(pairwise, (auroc(scores, labels), auroc(scores, labels, np.arange(120) // 3)), strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-12) and one.ci == pytest.approx(other.ci, abs=1e-12)
+
+
 def test_tpr_threshold_is_conservative() -> None:
     negatives = np.arange(200.0)  # two of 200 may lie above at 1 %: threshold 197
     found = tpr_at_fpr(np.r_[negatives, 197.0, 197.5, 500.0], np.r_[np.zeros(200), 1, 1, 1], 0.01)
