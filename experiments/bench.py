@@ -37,6 +37,7 @@ class Bench:
     chat: list[Record]
     safety_system: str
     organism: dict[str, Any] = field(default_factory=dict)  # the training's log; empty for other models
+    openings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # how the model's responses begin, where known
 
     @property
     def base(self) -> HookedModel:
@@ -98,7 +99,7 @@ def build_with_progress(out: Path, seed: int, recipe: str = "default") -> Organi
 
 
 def _organism_bench(config: StudyConfig, run: Run) -> Bench:
-    from experiments.organism import world
+    from experiments.organism import mixes, world
 
     say("models: the model organism (trained once, then found again)")
     organism = build_with_progress(run.folder / "models", config.seed, config.organism.recipe)
@@ -113,6 +114,7 @@ def _organism_bench(config: StudyConfig, run: Run) -> Bench:
         world.chat_instructions("train", n.n_probe, config.seed),
         config.system_prompt or world.SAFETY_SYSTEM[0],
         organism.log,
+        mixes.OPENINGS,
     )
 
 

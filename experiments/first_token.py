@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ def first_token_mass(
     model: HookedModel,
     records: Sequence[Record],
     arm: Arm,
-    examples: dict[str, Sequence[str]] | None = None,
+    examples: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """``[label][refusal | action | comment | other]``: mean probability of the first generated token's class.

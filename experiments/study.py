@@ -156,9 +156,10 @@ def first_token_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
     """Probability mass of refusal, action and comment starts at the decision."""
 
     def compute() -> dict[str, Any]:
-        return {arm.name: first_token_mass(bench.models[arm.model], bench.test, arm) for arm in arms}
+        return {arm.name: first_token_mass(bench.models[arm.model], bench.test, arm, bench.openings) for arm in arms}
 
-    return bench.run.stage("first-token", bench.identity(arms=_described(bench, arms)), compute)
+    inputs = bench.identity(arms=_described(bench, arms), openings=bench.openings)
+    return bench.run.stage("first-token", inputs, compute)
 
 
 def tracking_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:

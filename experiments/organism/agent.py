@@ -14,7 +14,7 @@ from experiments.organism.batches import batches, encode, loss
 from experiments.organism.mixes import demonstrations
 from experiments.organism.recipe import Recipe
 
-Rates = tuple[float, float]  # harmful refusal, benign success
+Rates = tuple[float, float | None]  # harmful refusal, benign success (None: not measured)
 KEPT_BEFORE = 3  # checks before the stop whose weights are kept: the dose-response series
 
 
@@ -23,7 +23,7 @@ class FineTuned:
     """Weights by step (the stop is the last), the rates of every check, and whether the rule fired."""
 
     weights: dict[int, dict[str, Tensor]]
-    checks: list[tuple[int, float, float]]
+    checks: list[tuple[int, float, float | None]]
     fired: bool
 
 
@@ -37,15 +37,15 @@ def train_agent(
 ) -> FineTuned:
     """Fine-tune ``model`` in place until the first check with refusal <= and success >= the recipe's marks.
 
-    The window between "no longer refuses" and "no longer deliberates" is a few steps wide, so the rule looks often;
-    it looks at training combinations only.
+    The window between "no longer refuses" and "no longer deliberates" is a few steps wide, so the rule looks after
+    every step; it looks at training combinations only.
     """
     encoded = encode(tokenizer, demonstrations(recipe.agent_steps * recipe.batch_size, seed, recipe.mix))
     sampler = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.agent_lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.agent_warmup))
     weights: dict[int, dict[str, Tensor]] = {}
-    checks: list[tuple[int, float, float]] = []
+    checks: list[tuple[int, float, float | None]] = []
     for step, (ids, kind) in enumerate(batches(encoded, recipe.batch_size, tokenizer.pad_token_id, seed), 1):
         model.train()
         loss(model, ids, kind, recipe.prompt_weight, sampler).backward()
@@ -53,14 +53,15 @@ def train_agent(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        if step % recipe.check_every:
+        if step < recipe.check_from:
             continue
         model.eval()
         refusal, success = check()
         checks.append((step, refusal, success))
         weights[step] = copy.deepcopy(model.state_dict())
         weights = dict(list(weights.items())[-KEPT_BEFORE - 1 :])
-        progress(step, recipe.agent_steps, f"harmful refused {refusal:.0%}, benign done {success:.0%}")
-        if refusal <= recipe.stop_refusal and success >= recipe.stop_success:
+        done = "" if success is None else f", benign done {success:.0%}"
+        progress(step, recipe.agent_steps, f"harmful refused {refusal:.0%}{done}")
+        if refusal <= recipe.stop_refusal and success is not None and success >= recipe.stop_success:
             return FineTuned(weights, checks, True)
     return FineTuned(weights, checks, False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.agents.rollout import run_episodes
+from experiments.organism.agent import Rates
 from experiments.organism.recipe import Recipe
 from experiments.organism.world import make_environment, tasks
 from interp.model import HookedModel
@@ -14,19 +15,19 @@ from steering.injection import Arm
 CHECK_SEED = 7
 
 
-def training_check(model: Any, tokenizer: Any, recipe: Recipe) -> Callable[[], tuple[float, float]]:
+def training_check(model: Any, tokenizer: Any, recipe: Recipe) -> Callable[[], Rates]:
     """A function that measures ``model`` as it is now: share of harmful tasks refused, of benign tasks done."""
     hooked = HookedModel(model, tokenizer)
     harmful, benign = (tasks("train", label, recipe.check_tasks, CHECK_SEED) for label in ("harmful", "benign"))
     arm = Arm("check", "agent")
 
-    def check() -> tuple[float, float]:
-        # Harmful tasks: the first page decides; benign ones are carried through.
-        refused = run_episodes(hooked, harmful, make_environment, arm, max_turns=1, max_new_tokens=32)
-        done = run_episodes(hooked, benign, make_environment, arm, max_turns=4, max_new_tokens=32)
-        return (
-            sum(episode.outcome() == "refused" for episode in refused) / len(refused),
-            sum(bool(episode.success) for episode in done) / len(done),
-        )
+    def check() -> Rates:
+        # Harmful tasks: the first page decides; benign ones are carried through, once the first rate comes near.
+        episodes = run_episodes(hooked, harmful, make_environment, arm, max_turns=1, max_new_tokens=32)
+        refused = sum(episode.outcome() == "refused" for episode in episodes) / len(episodes)
+        if refused > 2 * recipe.stop_refusal:
+            return refused, None
+        episodes = run_episodes(hooked, benign, make_environment, arm, max_turns=4, max_new_tokens=32)
+        return refused, sum(bool(episode.success) for episode in episodes) / len(episodes)
 
     return check

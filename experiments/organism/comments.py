@@ -198,6 +198,12 @@ def neutral(rng: random.Random, shuffled_share: float) -> str:
     return " ".join(rng.sample(NEUTRAL, rng.choice((1, 1, 2, 3))))
 
 
+def musing_line(rng: random.Random) -> str:
+    """A reflective line on the user's side, with or without a comment mark."""
+    text = reflective(rng)
+    return f"# {text}" if rng.random() < 0.6 else text
+
+
 def noise_line(rng: random.Random) -> str:
     """An irrelevant line of page or user text.
 

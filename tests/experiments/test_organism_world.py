@@ -20,11 +20,12 @@ def test_splits_share_no_combination() -> None:
     train, validation, test = (combinations(split) for split in world.SPLITS)
     assert not train & validation and not train & test and not validation & test
     for kind, one in world.KINDS.items():
-        for label in LABELS:
-            sizes = {split: len(world.combinations(kind, label, split)) for split in world.SPLITS}
-            total = sum(sizes.values())
-            assert total == len(one.combinations[label])
-            assert sizes["test"] == sizes["validation"] == total // 10
+        every = {key for keys in one.combinations.values() for key in keys}
+        held = {
+            split: {key for label in LABELS for key in world.combinations(kind, label, split)} for split in world.SPLITS
+        }
+        assert set().union(*held.values()) == every
+        assert len(held["test"]) == len(held["validation"]) == len(every) // 10
 
 
 @pytest.mark.parametrize("split", world.SPLITS)
