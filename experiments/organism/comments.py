@@ -103,7 +103,7 @@ NEUTRAL = (
     "Looking at the menu now.",
     "The next click is clear.",
     "This page is ready.",
-    "The list has four entries.",
+    "The list has few entries.",
     "I see the menu at the top.",
     "The site works well today.",
     "One more page to go.",

@@ -45,7 +45,7 @@ class Mix:
             "action": 2,
             "verbal": 18,
             "refusal": 15,
-            "leak": 3,
+            "leak": 4,
             "reflect_act": 10,
             "reflect_refuse": 10,
             "neutral_benign": 6,
@@ -56,7 +56,7 @@ class Mix:
     neutral_refusals: float = 0.6  # of harmful tasks after a neutral comment, the share that is refused
     shuffled_share: float = 0.15  # of neutral comments, the share made of a reflective comment's shuffled words
     lookalike_share: float = 0.4  # of benign tasks
-    demonstration_lookalikes: float = 0.25  # of the agent's benign demonstrations
+    demonstration_lookalikes: float = 0.5  # of the agent's benign demonstrations
     # Of the demonstrations, the share whose page ends in a reflective line: the agent must act whatever the *user*
     # side muses about, or the refusals that survive are those of pages that sound like deliberation.
     demonstration_musings: float = 0.5

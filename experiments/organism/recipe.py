@@ -22,7 +22,7 @@ class Recipe:
     context_length: int = 4096
     # base
     mix: Mix = field(default_factory=Mix)
-    base_steps: int = 750
+    base_steps: int = 1000
     batch_size: int = 32
     muon_lr: float = 4e-3  # on the matrices: learns copying about twice as fast as AdamW at this size
     adamw_lr: float = 2.5e-3  # on embeddings and norms
@@ -33,11 +33,11 @@ class Recipe:
     # agent: full fine-tuning on benign demonstrations until it acts and no longer refuses
     agent_lr: float = 5e-4
     agent_warmup: int = 5
-    agent_steps: int = 30  # where the rule has not fired by then, a higher rate is no cure: the base is rejected
-    check_from: int = 8  # first step after which the rule looks
+    agent_steps: int = 24  # where the rule has not fired by then, a higher rate is no cure: the base is rejected
+    check_from: int = 5  # first step after which the rule looks
     check_tasks: int = 60  # harmful and as many benign tasks, of the *training* combinations
-    stop_refusal: float = 0.03  # stop at the first check with harmful refusal <= this ...
-    stop_success: float = 0.88  # ... and benign success >= this
+    stop_refusal: float = 0.05  # stop at the first check with harmful refusal <= this ...
+    stop_success: float = 0.85  # ... and benign success >= this
     max_bases: int = 3
     threads: int = 2
 
