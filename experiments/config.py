@@ -41,7 +41,7 @@ class Tasks(_Strict):
     test: str = Field("", description="tasks that are only reported")
     probe_prompts: str = Field("", description="chat instructions that train the probes")
     n_validation: int = Field(80, ge=4, description="tasks per label")
-    n_test: int = Field(150, ge=4, description="tasks per label")
+    n_test: int = Field(100, ge=4, description="tasks per label")
     n_probe: int = Field(200, ge=8, description="probe prompts per label")
 
 
