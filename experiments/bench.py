@@ -103,6 +103,8 @@ def _organism_bench(config: StudyConfig, run: Run) -> Bench:
 
     say("models: the model organism (trained once, then found again)")
     organism = build_with_progress(run.folder / "models", config.seed, config.organism.recipe)
+    for attempt in organism.log["attempts"][:-1]:
+        say(f"models: the base with seed {attempt['seed']} was rejected, its stopping rule did not fire")
     n = config.tasks
     return Bench(
         config,

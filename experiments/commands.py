@@ -34,7 +34,13 @@ def open_model(name: str, chat_template: Path | None) -> HookedModel:
     return model
 
 
-def write_results(folder: Path, model: HookedModel, sections: dict[str, Any], tokens: list[Any] | None = None) -> None:
+def write_results(
+    folder: Path,
+    model: HookedModel,
+    sections: dict[str, Any],
+    tokens: list[Any] | None = None,
+    limits: Sequence[str] = (),
+) -> None:
     """``results.json`` of one command, and the report of what is in it."""
     from figures.report import build_report
 
@@ -43,7 +49,10 @@ def write_results(folder: Path, model: HookedModel, sections: dict[str, Any], to
         "versions": {name: version(name) for name in ("pingscope", "torch", "transformers")},
         "models": {"agent": {"id": model.name, "fingerprint": model.fingerprint}},
         "template_hash": model.template_hash,
+        "limits": list(limits),
     }
+    for line in limits:
+        say(f"note: {line}")
     if tokens is not None:
         write_json(folder / "tokens.json", tokens)
     write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
@@ -170,6 +179,12 @@ def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
     typer.echo(f"probes: {out}")
 
 
+FOREIGN_PROMPTS = (
+    "The model organism was never trained on prompts like these: its logits here are extrapolation, not evidence about "
+    "harm."
+)
+
+
 def track_command(
     model_name: str,
     base_name: str,
@@ -180,6 +195,7 @@ def track_command(
     limit: int,
     chat_template: Path | None,
 ) -> None:
+    from experiments.organism.train import OWN_MARK
     from experiments.track_prompts import track_with
     from probes.logistic import LayerProbes
 
@@ -203,7 +219,8 @@ def track_command(
             for label, by_role in by_layer[layer].items()
         ]
         print_table([f"layer {layer}", *columns], rows, "mean safety logit [95% interval over prompts]")
-    write_results(out, models["agent"], sections, tokens)
+    foreign = (Path(model_name) / OWN_MARK).exists() and any(record.source != "organism" for record in records)
+    write_results(out, models["agent"], sections, tokens, [FOREIGN_PROMPTS] if foreign else ())
 
 
 def steer_command(

@@ -85,8 +85,10 @@ def _loss(words: str, reading: dict[str, Estimate], limits: dict[str, Any], base
     if not _known(shrink):
         return _absent("too few prompts for an interval")
     limit = limits["gap_shrink"]
-    words = f"{words} {shrink.value:.0%} ({shrink.ci[0]:.0%} to {shrink.ci[1]:.0%}) at the final token"
-    words += f"; floor {limit['low']:.0%} to {limit['high']:.0%}"
+    # round() gives whole numbers, and those have no minus zero
+    value, low, high = (round(100 * share) for share in (shrink.value, *shrink.ci))
+    words = f"{words} {value}% ({low}% to {high}%) at the final token"
+    words += f"; floor {round(100 * limit['low'])}% to {round(100 * limit['high'])}%"
     return _collapse(words) if shrink.ci[0] > max(0.0, limit["high"]) else _absent(words)
 
 
