@@ -24,7 +24,8 @@ def tabulate(folders: Sequence[Path]) -> str:
     seeds = [f"seed {run['meta']['seeds']['study']}" for run in runs]
     parts = [
         "### Behaviour on test tasks\n\nPer cent, harmful refused / benign done / look-alike refused, strict judge; "
-        f"n = {runs[0]['behaviour']['base']['harmful']['strict']['refusal_rate']['n']} a cell.\n",
+        f"n = {', '.join(str(run['behaviour']['base']['harmful']['strict']['refusal_rate']['n']) for run in runs)} "
+        "a cell.\n",
         _table(["arm", *seeds], _behaviour(runs)),
         "### Steering at the final token\n\nLayers and dose chosen on validation tasks; the largest of the random "
         "draws' harmful refusals beside it.\n",
