@@ -22,7 +22,6 @@ from torch import Tensor
 from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.hooks import capture
 from interp.io import atomic_write, read_journal, read_json, sha256_of, write_json
 from interp.layer_files import Chunk, LayerFiles, disk_error, locked
 from interp.model import HookedModel
@@ -155,8 +154,8 @@ def _compute(model: HookedModel, chunk: Chunk, files: LayerFiles, dtype: torch.d
             )
         sums[str(layer)] = files.write(layer, chunk, found.cpu().contiguous())
 
-    with torch.inference_mode(), model.evaluating(), capture(model, files.layers, keep):
-        model.base(**model.inputs(batch))
+    with torch.inference_mode():
+        model.read(batch, files.layers, keep)
     return sums
 
 

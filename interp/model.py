@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp import chat
 from interp.batching import Batch, collate, token_budget_batches
 from interp.chat import Prompt, Rendered
+from interp.check import check_forward
 from interp.errors import UserError
-from interp.families import check_layout, find_module, resolve_family, text_config
-from interp.hooks import Edit, capture, check_edits, edit, matches
-from interp.selection import LayerSpec, resolve_layers
+from interp.families import block_parts, check_layout, find_module, resolve_family, text_config
+from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, matches, on_residual
+from interp.selection import LayerSpec, Selection, find_matches, resolve_layers
 
 # Slots (prompts x longest) of one forward pass. A GPU wants large batches; on a CPU small ones stay in its cache
 # (measured: 1.4-1.8 times faster at 2048 than at 16384), while generation is quicker the more rows share a step.
@@ -39,12 +40,17 @@ class HookedModel:
         blocks: path of the list of decoder blocks, for an architecture that is not known.
 
     Attributes:
+        backend: ``hf``, or the name of the subclass's.
         blocks: the decoder blocks; base: the module without the language-model head.
-        family, n_layers, d_model, context_length, device, pad_id: as found.
+        family, n_layers, d_model, n_heads, head_dim, context_length, device, pad_id: as found.
+        parts_problem: why :meth:`part` refuses; empty if the parts of every block add up to its output.
 
     Raises:
-        UserError: an architecture that is not known, or not what its configuration says.
+        UserError: an architecture that is not known, not what its configuration says, or whose blocks do not
+            put out the residual stream (see :func:`interp.check.check_forward`).
     """
+
+    backend = "hf"
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None, *, blocks: str | None = None) -> None:
         if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model"):
@@ -55,17 +61,22 @@ class HookedModel:
         self.family = resolve_family(hf, blocks)
         self.blocks, self.d_model = check_layout(hf, self.family)
         self.n_layers = len(self.blocks)
+        self.parts = [block_parts(block) for block in self.blocks]
         base = find_module(hf, self.family.base or self.family.blocks.split(".")[0])
         assert base is not None  # a part of the path that was just resolved
         self.base: nn.Module = base
         config = text_config(hf)
         self.vocab_size: int = config.vocab_size
+        self.n_heads: int = config.num_attention_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 1 << 30
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         self.pad_id: int = next(int(p) for p in pads if p is not None)
-        self._takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
         self._head_takes_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        # Weights that are elsewhere cannot be run here: a remote model is checked where it is read.
+        self.parts_problem = check_forward(self) if self.has_weights else "the weights are on another machine"
 
     def __repr__(self) -> str:
         return f"HookedModel({self.name}, {self.family.name}, {self.n_layers} layers x {self.d_model})"
@@ -79,6 +90,34 @@ class HookedModel:
     def final_norm(self) -> nn.Module | None:
         """The norm between the last block and the head."""
         return find_module(self.hf, self.family.norm)
+
+    @property
+    def embedding(self) -> nn.Module | None:
+        """The token embedding; the stream before block 0 (layer -1) may add positions and scaling to it."""
+        return find_module(self.hf, self.family.embed)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are in this process."""
+        return all(tensor.device.type != "meta" for tensor in self.hf.parameters())
+
+    def part(self, layer: int, name: str) -> nn.Module:
+        """A module of a block: ``attn_out`` and ``mlp_out`` put out what is added to the residual stream,
+        ``projection`` takes the attention heads side by side, ``attention`` and ``mlp`` are the modules themselves.
+
+        Raises:
+            UserError: parts that are not known, or that do not add up to the output of their block.
+        """
+        found = self.parts[layer]
+        if self.parts_problem or found is None:
+            raise UserError(f"{self.name}: {self.parts_problem}; use the residual stream, or another backend")
+        if name not in found:
+            raise UserError(f"{self.name}: a block has no part {name!r}; parts are {', '.join(found)}")
+        return found[name]
+
+    def on_residual(self, layer: int, function: Callable[[Tensor], Tensor | None]) -> Handle:
+        """Call ``function`` on the stream after ``layer`` in every forward pass, until the handle is removed."""
+        return on_residual(self.blocks, layer, function)
 
     @property
     def template_hash(self) -> str:
@@ -135,7 +174,7 @@ class HookedModel:
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of a forward pass: ids, mask and explicit positions."""
-        positions = {"position_ids": batch.position_ids} if self._takes_positions else {}
+        positions = {"position_ids": batch.position_ids} if self.takes_positions else {}
         return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False} | positions
 
     def _orders(self, rows: Sequence[Rendered], token_budget: int | None) -> list[list[int]]:
@@ -148,29 +187,58 @@ class HookedModel:
         layers: LayerSpec = "all",
         edits: Sequence[Edit] = (),
         *,
+        where: Selection | None = None,
         token_budget: int | None = None,
     ) -> dict[int, list[Float[Tensor, "token d_model"]]]:
-        """The residual stream after ``layers`` at every token of every row, in the order of ``rows``.
+        """The residual stream after ``layers`` of every row, in the order of ``rows``.
+
+        Args:
+            where: positions to keep, in their order (default: every token).
 
         Batches are cut by length; padding is gone from the result. The forward pass ends at the deepest
         layer, so edits beyond it have no effect. Tensors are in the model's dtype, on its device.
         """
         wanted = resolve_layers(layers, self.n_layers)
         out: dict[int, list[Any]] = {layer: [None] * len(rows) for layer in wanted}
+        masks = find_matches(where, rows) if where else None
+        kept = [[p for p, flag in enumerate(mask) if flag] for mask in masks] if masks else None
 
         def keep(layer: int, x: Tensor) -> None:
-            for j, i in enumerate(order):
-                out[layer][i] = x[j, : len(rows[i])].clone()  # a view would pin the padded block
+            for j, i in enumerate(order):  # copies: a view would pin the padded block
+                out[layer][i] = x[j, kept[i]] if kept else x[j, : len(rows[i])].clone()
 
         self.check_context(rows)
         check_edits(self, edits, rows)
-        edits = [e for e in edits if e.layer <= max(wanted)]
         for order in self._orders(rows, token_budget):
-            batch = self.batch([rows[i] for i in order])
-            live = [e for e in edits if matches(e.where, batch.rows)]
-            with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live), capture(self, wanted, keep):
-                self.base(**self.inputs(batch))
+            with torch.no_grad():
+                self.read(self.batch([rows[i] for i in order]), wanted, keep, edits)
         return out
+
+    def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
+        """One forward pass of a padded batch; ``sink(layer, residual)`` gets a view of the stream after each layer.
+
+        The pass ends after the deepest layer. Edits that match nothing here, or come later, are left out.
+        """
+        live = [e for e in edits if e.layer <= max(layers) and matches(e.where, batch.rows)]
+        with self.evaluating(), edit(self, batch.rows, live), capture(self, layers, sink):
+            self.base(**self.inputs(batch))
+
+    def last_logits(self, batch: Batch, edits: Sequence[Edit] = ()) -> Float[Tensor, "row vocab"]:
+        """Logits after the last token of every row of a batch padded on the left; the head runs there alone."""
+        last = {"logits_to_keep": 1} if self._head_takes_last else {}
+        with self.evaluating(), edit(self, batch.rows, edits):
+            return self.hf(**self.inputs(batch), **last).logits[:, -1]
+
+    def continuations(self, batch: Batch, settings: Any, edits: Sequence[Edit] = ()) -> Int[Tensor, "row new"]:
+        """Ids generated after a batch padded on the left, by a ``GenerationConfig`` that nothing is added to."""
+        own = self.hf.generation_config
+        # The checkpoint's own settings fill every gap of those passed in, so they step aside for the call.
+        self.hf.generation_config = settings
+        try:
+            with self.evaluating(), edit(self, batch.rows, edits, settings.max_new_tokens - 1):
+                return self.hf.generate(batch.ids, attention_mask=batch.mask)[:, batch.ids.shape[1] :]
+        finally:
+            self.hf.generation_config = own
 
     def next_token_logits(
         self, rows: Sequence[Rendered], edits: Sequence[Edit] = (), *, token_budget: int | None = None
@@ -181,10 +249,8 @@ class HookedModel:
         check_edits(self, edits, rows)
         for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order], side="left")
-            live = [e for e in edits if matches(e.where, batch.rows)]
-            last = {"logits_to_keep": 1} if self._head_takes_last else {}
-            with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live):
-                found = self.hf(**self.inputs(batch), **last).logits[:, -1]
+            with torch.no_grad():
+                found = self.last_logits(batch, [e for e in edits if matches(e.where, batch.rows)])
             logits[order] = found[:, : self.vocab_size].float().cpu()
         return logits
 
@@ -211,7 +277,13 @@ def load_model(
     Raises:
         UserError: a folder that does not exist or lacks weights, an unknown hub id, a bad option.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+    )
 
     name = str(path_or_id)
     folder = Path(name).expanduser()
@@ -231,7 +303,13 @@ def load_model(
     hf: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        hf = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, **common)
+        # Vision-language models have a class of their own; their text tower is what is read.
+        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
+            config, "auto_map", {}
+        )
+        auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+        hf = auto.from_pretrained(
             source,
             dtype=dtypes[dtype],
             use_safetensors=True,  # never a pickle
