@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from interp.check import check_forward
 from interp.errors import UserError
 from interp.families import block_parts, check_layout, find_module, resolve_family, text_config
 from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, matches, on_residual
+from interp.io import sha256_of
 from interp.selection import LayerSpec, Selection, find_matches, resolve_layers
 
 # Slots (prompts x longest) of one forward pass. A GPU wants large batches; on a CPU small ones stay in its cache
@@ -51,6 +53,7 @@ class HookedModel:
     """
 
     backend = "hf"
+    remote: bool | str = False  # ``True`` where the weights are on another machine
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None, *, blocks: str | None = None) -> None:
         if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model"):
@@ -75,16 +78,17 @@ class HookedModel:
         self.takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
         self._head_takes_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
-        # Weights that are elsewhere cannot be run here: a remote model is checked where it is read.
-        self.parts_problem = check_forward(self) if self.has_weights else "the weights are on another machine"
+        # What runs elsewhere cannot be tried here.
+        self.parts_problem = "its weights are on another machine" if self.remote is True else check_forward(self)
 
     def __repr__(self) -> str:
         return f"HookedModel({self.name}, {self.family.name}, {self.n_layers} layers x {self.d_model})"
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the embeddings."""
-        return next(self.hf.parameters()).device
+        """Where inputs go: the device of the first weights that are in memory."""
+        devices = (tensor.device for tensor in self.hf.parameters())
+        return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
     @property
     def final_norm(self) -> nn.Module | None:
@@ -95,11 +99,6 @@ class HookedModel:
     def embedding(self) -> nn.Module | None:
         """The token embedding; the stream before block 0 (layer -1) may add positions and scaling to it."""
         return find_module(self.hf, self.family.embed)
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the weights are in this process."""
-        return all(tensor.device.type != "meta" for tensor in self.hf.parameters())
 
     def part(self, layer: int, name: str) -> nn.Module:
         """A module of a block: ``attn_out`` and ``mlp_out`` put out what is added to the residual stream,
@@ -126,12 +125,33 @@ class HookedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of configuration and weights; computed once, and again after a training step."""
+        """Hex SHA-256 of configuration and weights; computed once, and again after a training step.
+
+        Weights that are not all in memory (on another machine, or offloaded to the disk) are identified by the
+        files they came from, or by hub id and commit.
+
+        Raises:
+            UserError: such weights from a hub id whose commit is not known.
+        """
         tensors = {**dict(self.hf.named_parameters()), **dict(self.hf.named_buffers())}
+        if any(tensor.is_meta for tensor in tensors.values()):
+            return self._source_fingerprint
         versions = tuple(t._version for t in tensors.values() if not t.is_inference())
         if self._fingerprint is None or self._fingerprint[0] != versions:
             self._fingerprint = versions, _fingerprint(self.hf.config, tensors)
         return self._fingerprint[1]
+
+    @cached_property
+    def _source_fingerprint(self) -> str:
+        settings = _settings(self.hf.config)
+        if Path(self.name).is_dir():
+            with ThreadPoolExecutor() as pool:
+                files = sorted(Path(self.name).glob("*.safetensors"))
+                return sha256_of([settings, *pool.map(_file_digest, files)])
+        commit = getattr(self.hf.config, "_commit_hash", None)
+        if not commit:
+            raise UserError(f"{self.name}: its weights are not here and its commit is unknown; pass revision=…")
+        return sha256_of([settings, self.name, commit])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -256,10 +276,13 @@ class HookedModel:
 
 
 def load_model(
-    path_or_id: str | Path,
+    path_or_id: str | Path | Any,
     *,
     device: str = "auto",
     dtype: str = "auto",
+    backend: str = "hf",
+    remote: bool | str = False,
+    copy: bool = True,
     chat_template: str | Path | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
@@ -269,14 +292,25 @@ def load_model(
     """Load a folder or hub id: weights from safetensors only, no code from the checkpoint unless asked for.
 
     Args:
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda:1``, …; ``sharded`` spreads the layers.
-        dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+        path_or_id: or a :class:`HookedModel` or ``TransformerBridge``, to be used through another ``backend``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda:1``, …; ``sharded`` spreads the layers over all
+            GPUs and, where they do not fit, the memory and the disk (``device_map="auto"``).
+        dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``. Checkpoints stored in 8 or 4 bits
+            stay so; the library that made them must be installed.
+        backend: ``hf``, ``transformer_lens`` or ``nnsight``, see :mod:`interp.backends`.
+        remote: with nnsight, ``True`` runs on NDIF: only the configuration and tokenizer are loaded here.
+        copy: of a loaded model, before transformer_lens rewrites its modules.
         chat_template: a file with a Jinja template, or the template itself.
         blocks: path of the decoder blocks, for an architecture that is not known.
 
     Raises:
         UserError: a folder that does not exist or lacks weights, an unknown hub id, a bad option.
     """
+    from interp.backends import adopt, check_backend, wrap
+
+    check_backend(backend, remote)
+    if not isinstance(path_or_id, str | Path):
+        return adopt(path_or_id, backend, copy=copy, remote=remote)
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         AutoConfig,
@@ -303,6 +337,12 @@ def load_model(
     hf: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        if chat_template is not None:
+            tokenizer.chat_template = _read_template(chat_template)
+        if remote is True:
+            from interp.backends.nnsight import remote_model
+
+            return remote_model(name, tokenizer, revision, blocks)
         config = AutoConfig.from_pretrained(source, **common)
         # Vision-language models have a class of their own; their text tower is what is read.
         causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
@@ -317,17 +357,15 @@ def load_model(
             **placement,
             **common,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:240]
         raise UserError(f"{name}: cannot load the model ({reason})") from error
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
-    if device != "sharded":
+    if device != "sharded" and not getattr(hf, "is_quantized", False):  # quantised weights are placed as they load
         try:
             hf.to(_device(device))
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device!r}: {str(error).splitlines()[0]}; use auto or cpu") from error
-    return HookedModel(hf, tokenizer, name=name, blocks=blocks)
+    return wrap(HookedModel(hf, tokenizer, name=name, blocks=blocks), backend, remote)
 
 
 def _device(device: str) -> str:
@@ -348,8 +386,6 @@ def _read_template(chat_template: str | Path) -> str:
 
 def _fingerprint(config: Any, tensors: dict[str, Tensor]) -> str:
     """Hash of what decides the activations; hashing runs in threads, since hashlib releases the lock."""
-    volatile = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-    settings = {k: v for k, v in config.to_dict().items() if k not in volatile}
 
     def digest(item: tuple[str, Tensor]) -> str:
         name, tensor = item
@@ -358,5 +394,15 @@ def _fingerprint(config: Any, tensors: dict[str, Tensor]) -> str:
 
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(digest, sorted(tensors.items())))
-    head = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256("\n".join([head, *parts]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([_settings(config), *parts]).encode()).hexdigest()
+
+
+def _settings(config: Any) -> str:
+    """The configuration without what does not change a forward pass."""
+    volatile = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+    return json.dumps({k: v for k, v in config.to_dict().items() if k not in volatile}, sort_keys=True, default=str)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
