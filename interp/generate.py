@@ -63,7 +63,7 @@ def generate(
     model.check_context(rows, new_tokens=max_new_tokens)
     # The last new token is never fed back, so no edit can reach it.
     check_edits(model, edits, rows, new_tokens=max_new_tokens - 1)
-    ends = _end_ids(model)
+    ends = end_ids(model)
     settings = _settings(model, max_new_tokens, temperature, ends, use_cache, prefill_chunk)
     out: list[Generation | None] = [None] * len(rows)
     for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
@@ -105,7 +105,8 @@ def first_token_distribution(
     return out
 
 
-def _end_ids(model: HookedModel) -> list[int]:
+def end_ids(model: HookedModel) -> list[int]:
+    """Tokens that end an answer: of the checkpoint's generation settings, or else the tokenizer's."""
     ends = model.hf.generation_config.eos_token_id
     if ends is None:
         ends = getattr(model.tokenizer, "eos_token_id", None)
