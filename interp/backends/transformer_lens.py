@@ -9,15 +9,20 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from interp.batching import Batch
+from interp.chat import Rendered
 from interp.errors import UserError
+from interp.extract import extract
 from interp.hooks import Edit, Handle, Sink, capture, check_residual, edit, matches
 from interp.model import HookedModel
-from interp.selection import EMBED
+from interp.selection import EMBED, Selection
+from interp.store import ActivationStore
 
 
 @dataclass(frozen=True)
@@ -102,3 +107,93 @@ def boot(model: HookedModel) -> BridgeModel:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{model.name}: TransformerLens cannot bridge {type(hf).__name__} ({reason})") from error
     return BridgeModel(bridge, model.tokenizer, model.name, blocks=model.family.blocks, fingerprint=fingerprint)
+
+
+def to_activation_cache(store: ActivationStore, prompt_ids: Sequence[str] | None = None, model: Any = None) -> Any:
+    """A TransformerLens ``ActivationCache`` of a store's residuals, for its analysis functions.
+
+    Args:
+        prompt_ids: rows of the cache, in this order (default: all of the store, which are then all in memory).
+        model: a bridge, for those of the cache's methods that need one.
+
+    Shape (prompt, kept position, d_model), padded with zeros on the right. Layer l is ``blocks.l.hook_resid_post``,
+    the stream before block 0 ``blocks.0.hook_resid_pre``.
+    """
+    from transformer_lens import ActivationCache
+
+    spans = [store.rows(name) for name in (store.prompt_ids if prompt_ids is None else prompt_ids)]
+    if not spans:
+        raise UserError(f"{store.path}: no prompts asked for; give at least one id")
+    width = max(span.stop - span.start for span in spans)
+    cache = {}
+    for layer in store.layers:
+        rows = store.layer(layer)
+        padded = torch.zeros((len(spans), width, rows.shape[1]), dtype=rows.dtype)
+        for i, span in enumerate(spans):
+            padded[i, : span.stop - span.start] = rows[span]
+        cache[hook_name(layer)] = padded
+    return ActivationCache(cache, model)
+
+
+def from_activation_cache(
+    cache: Any,
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    out_dir: str | Path,
+    *,
+    side: Literal["left", "right"] = "right",
+    where: Selection | None = None,
+    dtype: str = "float32",
+    token_budget: int | None = None,
+) -> ActivationStore:
+    """Write the residuals of an ``ActivationCache`` to a store.
+
+    Args:
+        model: the checkpoint that the cache is of, for the store's identity; it is not run.
+        rows: the prompts behind the cache's rows, in its order; ``side`` is where they were padded.
+        where: positions to keep (default: all of the prompt).
+
+    Raises:
+        UserError: a cache without residuals, or of another shape than ``rows`` and ``model`` have.
+    """
+    layers = [layer for layer in range(EMBED, model.n_layers) if hook_name(layer) in cache]
+    if not layers:
+        raise UserError(f"the cache has no residuals ({hook_name(0)}, …); cache hook_resid_post")
+    wanted = (len(rows), max(map(len, rows)), model.d_model)
+    for layer in layers:
+        if (found := tuple(cache[hook_name(layer)].shape)) != wanted:
+            raise UserError(f"the cache's {hook_name(layer)} has shape {found}, the prompts have {wanted}")
+    replay = CachedModel(cache, model, rows, side)
+    return extract(replay, rows, out_dir, layers=layers, where=where, dtype=dtype, token_budget=token_budget)
+
+
+def hook_name(layer: int) -> str:
+    """TransformerLens' name of the stream after ``layer``."""
+    return "blocks.0.hook_resid_pre" if layer == EMBED else f"blocks.{layer}.hook_resid_post"
+
+
+class CachedModel(HookedModel):
+    """A model whose forward passes were made before: :meth:`read` answers from an ``ActivationCache``."""
+
+    backend = "transformer_lens cache"
+
+    def __init__(self, cache: Any, model: HookedModel, rows: Sequence[Rendered], side: str) -> None:
+        self.__dict__.update(model.__dict__)
+        self.cache, self.side, self.source = cache, side, model
+        self.numbers = {row.id: (i, len(row)) for i, row in enumerate(rows)}
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
+        if edits:
+            raise UserError("a cache holds what was computed; edits need the model itself")
+        for layer in sorted(layers):
+            cached = self.cache[hook_name(layer)]
+            x = torch.zeros((*batch.ids.shape, self.d_model), dtype=cached.dtype, device=cached.device)
+            for j, row in enumerate(batch.rows):
+                number, length = self.numbers[row.id]
+                first = cached.shape[1] - length if self.side == "left" else 0
+                x[j, : len(row)] = cached[number, first : first + len(row)]
+            sink(layer, x)
