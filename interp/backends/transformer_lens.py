@@ -156,15 +156,16 @@ def from_activation_cache(
     Raises:
         UserError: a cache without residuals, or of another shape than ``rows`` and ``model`` have.
     """
-    layers = [layer for layer in range(EMBED, model.n_layers) if hook_name(layer) in cache]
-    if not layers:
+    names = {layer: _names(layer) & set(cache.keys()) for layer in range(EMBED, model.n_layers)}
+    streams = {layer: cache[min(found)] for layer, found in names.items() if found}
+    if not streams:
         raise UserError(f"the cache has no residuals ({hook_name(0)}, …); cache hook_resid_post")
     wanted = (len(rows), max(map(len, rows)), model.d_model)
-    for layer in layers:
-        if (found := tuple(cache[hook_name(layer)].shape)) != wanted:
-            raise UserError(f"the cache's {hook_name(layer)} has shape {found}, the prompts have {wanted}")
-    replay = CachedModel(cache, model, rows, side)
-    return extract(replay, rows, out_dir, layers=layers, where=where, dtype=dtype, token_budget=token_budget)
+    for layer, x in streams.items():
+        if tuple(x.shape) != wanted:
+            raise UserError(f"the cache's {hook_name(layer)} has shape {tuple(x.shape)}, the prompts have {wanted}")
+    replay = CachedModel(streams, model, rows, side)
+    return extract(replay, rows, out_dir, layers=[*streams], where=where, dtype=dtype, token_budget=token_budget)
 
 
 def hook_name(layer: int) -> str:
@@ -172,14 +173,19 @@ def hook_name(layer: int) -> str:
     return "blocks.0.hook_resid_pre" if layer == EMBED else f"blocks.{layer}.hook_resid_post"
 
 
+def _names(layer: int) -> set[str]:
+    """Both names that a bridge's caches have for it."""
+    return {hook_name(layer), "blocks.0.hook_in" if layer == EMBED else f"blocks.{layer}.hook_out"}
+
+
 class CachedModel(HookedModel):
     """A model whose forward passes were made before: :meth:`read` answers from an ``ActivationCache``."""
 
     backend = "transformer_lens cache"
 
-    def __init__(self, cache: Any, model: HookedModel, rows: Sequence[Rendered], side: str) -> None:
+    def __init__(self, streams: dict[int, Tensor], model: HookedModel, rows: Sequence[Rendered], side: str) -> None:
         self.__dict__.update(model.__dict__)
-        self.cache, self.side, self.source = cache, side, model
+        self.streams, self.side, self.source = streams, side, model
         self.numbers = {row.id: (i, len(row)) for i, row in enumerate(rows)}
 
     @property
@@ -190,7 +196,7 @@ class CachedModel(HookedModel):
         if edits:
             raise UserError("a cache holds what was computed; edits need the model itself")
         for layer in sorted(layers):
-            cached = self.cache[hook_name(layer)]
+            cached = self.streams[layer]
             x = torch.zeros((*batch.ids.shape, self.d_model), dtype=cached.dtype, device=cached.device)
             for j, row in enumerate(batch.rows):
                 number, length = self.numbers[row.id]
