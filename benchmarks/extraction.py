@@ -321,8 +321,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"{speed['tokens_per_second']:.0f} tokens/s, {speed['share_of_bare_forward']:.2f} of the bare base-model "
-        f"forward pass of the same batches, {speed['model_tflops']:.3g} TFLOP/s: MFU {speed['mfu']:.2f} of a large matrix "
-        f"product on this device ({speed['matmul_tflops']:.3g} TFLOP/s).",
+        f"forward pass of the same batches, {speed['model_tflops']:.3g} TFLOP/s: MFU {speed['mfu']:.2f} of a large "
+        f"matrix product on this device ({speed['matmul_tflops']:.3g} TFLOP/s).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -74,11 +74,12 @@ class Clock:
         self.shape: tuple[int, int] = (0, 0)
         self.positions: Int[Tensor, "batch pos"] = torch.empty((0, 0), dtype=torch.long)
         self._now: dict[Selection, tuple[Index, int]] = {}
-        self._signature = inspect.signature(base.forward)
+        # Of the class: other libraries wrap the forward pass of an instance and hide its parameters.
+        self._signature = inspect.signature(type(base).forward)
 
     def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the base model: where is each column?"""
-        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given = self._signature.bind_partial(module, *args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if not isinstance(tokens, Tensor):

@@ -75,8 +75,8 @@ class HookedModel:
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 1 << 30
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         self.pad_id: int = next(int(p) for p in pads if p is not None)
-        self.takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
-        self._head_takes_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(type(self.base).forward).parameters
+        self._head_takes_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         # What runs elsewhere cannot be tried here.
         self.parts_problem = "its weights are on another machine" if self.remote is True else check_forward(self)

@@ -96,7 +96,10 @@ class Reference:
 
     @torch.no_grad()
     def stream(self, row: Rendered, edits: Sequence[Edit], said: Sequence[int] = ()) -> dict[int, Tensor]:
-        """The stream after every layer of one unpadded pass; beyond the last, key ``n_layers``: after the norm."""
+        """The stream after every layer of one unpadded pass, and under key ``n_layers`` the final hidden state.
+
+        Hugging Face's own list, but for the last block's output, which that list has only after the final norm.
+        """
         return self._run(row, edits, said)[0]
 
     @torch.no_grad()
@@ -128,6 +131,8 @@ class Reference:
                 return out
 
             handles.append(on_residual(self.model.blocks, e.layer, change))
+        last: list[Tensor] = []
+        handles.append(on_residual(self.model.blocks, self.model.n_layers - 1, last.append))
         ids = torch.tensor([[*row.ids, *said]], device=self.model.device)
         try:
             with self.model.evaluating():
@@ -137,7 +142,8 @@ class Reference:
                 handle.remove()
         if edits:
             return {}, out
-        return {layer: x[0] for layer, x in enumerate(out.hidden_states, EMBED)}, out
+        *streams, final = out.hidden_states
+        return dict(enumerate([x[0] for x in (*streams, last[0], final)], EMBED)), out
 
 
 @torch.no_grad()
@@ -174,17 +180,21 @@ def run_parity(
         out = {}
         for layer, per_row in found.items():
             for i, x in zip(order, per_row, strict=True):
-                wanted = streams[i][layer]
-                if layer == source.n_layers - 1:  # the list of hidden states has it after the final norm only
-                    if source.final_norm is None:
-                        continue
-                    x = source.final_norm(x.to(source.hf.dtype))
-                out[f"layer {layer}, {rows[i].id}"] = distance(x, wanted)
+                out[f"layer {layer}, {rows[i].id}"] = distance(x, streams[i][layer])
         return out
 
     for side in ("right", "left"):
         padded = padded_residuals(model, rows, side)
         record(f"residuals, {side} padding", layer_errors(padded, range(len(rows))))
+    norm, depth = source.final_norm, source.n_layers
+    if norm is not None:
+        record(
+            "final norm of the last block",
+            {
+                row.id: distance(norm(stream[depth - 1]), stream[depth])
+                for row, stream in zip(rows, streams, strict=True)
+            },
+        )
     compositions = {"one by one": [[i] for i in range(len(rows))], "pairs": [[0, 3], [1, 2], [4, 0]]}
     for name, groups in compositions.items():
         errors: dict[str, float] = {}

@@ -108,17 +108,20 @@ class TracedModel(HookedModel):
 
     @contextmanager
     def _traces(self) -> Iterator[None]:
+        from huggingface_hub.errors import HFValidationError
         from nnsight.intervention.backends.remote import RemoteError
 
+        # Of the network, the hub or the server: an OSError of a trace that runs here is its own.
+        failures = (RemoteError, HFValidationError, OSError) if self.remote is True else (RemoteError,)
         with warnings.catch_warnings(), self.evaluating():
             warnings.filterwarnings("ignore", message=".*was never reached")  # an answer that ended early
             try:
                 yield
-            except RemoteError as error:
+            except failures as error:
                 reason = " ".join(str(error).split())[:240]
                 raise UserError(
                     f"{self.name}: NDIF did not run the trace ({reason}); check the network, NDIF_API_KEY and that "
-                    "the model is hosted, or use remote=False"
+                    "the model is a hub id that is hosted, or use remote=False"
                 ) from error
 
 

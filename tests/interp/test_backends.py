@@ -116,13 +116,23 @@ def test_the_bridge_stops_after_the_deepest_layer(bridge):
 
 def test_the_trace_stops_after_the_deepest_layer_and_leaves_the_model_plain(tiny_model, traced):
     ran, rows = [], rows_of(tiny_model)
-    handle = tiny_model.blocks[2].register_forward_hook(lambda *_: ran.append(1))
-    traced.residuals(rows, "0-1")
+    handle = tiny_model.blocks[1].register_forward_hook(lambda *_: ran.append(1))
+    traced.residuals(rows, "0")
     assert not ran
     traced.residuals(rows, "2")
     handle.remove()
     assert ran and traced.hf is tiny_model.hf
     assert tiny_model.tokenizer.padding_side == train_tokenizer().padding_side
+
+
+def test_the_plain_model_can_be_edited_after_it_was_traced(load):
+    """nnsight wraps forward passes and hides their parameters; GPT-2's are called by position."""
+    model = load("gpt2")
+    rows, edits = rows_of(model), [Edit(1, final(), lambda x: x * 2)]
+    before = model.next_token_logits(rows, edits)
+    traced = load_model(model, backend="nnsight")
+    assert torch.equal(model.next_token_logits(rows, edits), before)
+    assert traced.takes_positions and torch.equal(traced.next_token_logits(rows, edits), before)
 
 
 def test_errors_of_an_edit_come_through_the_trace(traced):
@@ -148,13 +158,23 @@ def test_what_travels_to_ndif_gives_the_same_here(tiny_model):
 
 def test_a_remote_model_loads_no_weights_and_says_when_ndif_is_out_of_reach(checkpoint, monkeypatch):
     import nnsight
+    from nnsight.modeling import huggingface
 
     monkeypatch.setattr(nnsight.CONFIG.API, "HOST", "http://127.0.0.1:9")
     model = load_model(checkpoint(), backend="nnsight", remote=True)
     assert all(p.is_meta for p in model.hf.parameters()) and model.device.type == "cpu"
     assert (model.n_layers, model.d_model) == (4, 64) and len(model.fingerprint) == 64
-    with pytest.raises(UserError, match=r"NDIF did not run the trace.*remote=False"):
-        model.residuals(rows_of(model), "all")
+    with pytest.raises(UserError, match=r"NDIF did not run the trace.*hub id"):
+        model.residuals(rows_of(model), "all")  # a folder is nothing to NDIF
+    monkeypatch.setitem(huggingface._ID_CACHE, model.traced.repo_id, "someone/model")
+    for call in (
+        lambda: model.residuals(rows_of(model), "all"),
+        lambda: model.next_token_logits(rows_of(model), [Edit(1, final(), lambda x: x + 1)]),
+        lambda: generate(model, rows_of(model), max_new_tokens=2, edits=[Edit(1, final(), lambda x: x + 1)]),
+    ):
+        with pytest.raises(UserError, match=r"NDIF did not run the trace.*refused") as error:
+            call()
+        assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="another machine"):
         model.part(0, "attn_out")
 
