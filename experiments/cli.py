@@ -240,6 +240,25 @@ def search(
 
 
 @app.command()
+def doctor(
+    model: Model,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="hf, transformer_lens or nnsight; repeatable.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=16, help="Longest prompt of the suite.")] = 1024,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:1, …, sharded.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
+    attention: Annotated[str, typer.Option("--attention", help="eager, sdpa, … (default: the model's).")] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the tables to this JSON file.")] = None,
+    chat_template: Template = None,
+) -> None:
+    """Check a checkpoint: layout, template, roles, memory, and parity with plain single-prompt runs."""
+    from experiments.doctor import doctor_command
+
+    doctor_command(model, backend or ["hf"], max_tokens, device, dtype, attention, chat_template, out)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder, with results.json.")]) -> None:
     """Rebuild report.html from results.json."""
     from figures.report import build_report

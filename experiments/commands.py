@@ -140,8 +140,9 @@ def cache_command(
     model = open_model(model_name, chat_template)
     arm = Arm("cache", prefix=prefix or None, suffix=suffix or None)
     rows = [model.render(arm.apply(record.prompt())) for record in records]
-    cost = estimate(model, rows, layers=layers, where=where, dtype=dtype)
-    say(f"{len(rows)} prompts, {cost.tokens} tokens to keep, {cost.bytes / 1e9:.3f} GB")
+    cost = estimate(model, rows, layers=layers, where=where, dtype=dtype, timed=True)
+    minutes = (cost.seconds or 0) / 60
+    say(f"{len(rows)} prompts, {cost.tokens} tokens to keep, {cost.bytes / 1e9:.3f} GB, about {minutes:.1f} min")
     with bar("cache", len(rows)) as advance:
         store = extract(model, rows, out, layers=layers, where=where, dtype=dtype, progress=advance)
     # Folds of a probe must not split pairs, and the store itself knows no records.

@@ -8,7 +8,10 @@ the same identity checks every chunk in the journal against its bytes and comput
 from __future__ import annotations
 
 import json
+import time
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,20 +25,22 @@ from torch import Tensor
 from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.hooks import capture
 from interp.io import atomic_write, read_journal, read_json, sha256_of, write_json
 from interp.layer_files import Chunk, LayerFiles, disk_error, locked
 from interp.model import HookedModel
 from interp.selection import LayerSpec, Selection, find_matches, prompt, resolve_layers
 from interp.store import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore
 
+TIMED_SLOTS = 1024  # of the batch that an estimate runs
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What an extraction will keep."""
+    """What an extraction will keep, and how long it will take (None: not timed)."""
 
     tokens: int
     bytes: int
+    seconds: float | None = None
 
 
 def estimate(
@@ -45,11 +50,32 @@ def estimate(
     layers: LayerSpec = "all",
     where: Selection | None = None,
     dtype: str = "float32",
+    token_budget: int | None = None,
+    timed: bool = False,
 ) -> Cost:
-    """Tokens and bytes on disk of :func:`extract` with the same arguments."""
-    tokens = sum(map(sum, find_matches(where or prompt(), rows)))
-    n_layers = len(resolve_layers(layers, model.n_layers))
-    return Cost(tokens, tokens * n_layers * model.d_model * _dtype(dtype).itemsize)
+    """Tokens and bytes on disk of :func:`extract` with the same arguments.
+
+    ``timed`` adds seconds: a batch of middling length is run twice, cut to a few prompts where it is large, and
+    its second time is scaled to all batches. Writing to the disk is not in it.
+    """
+    masks = find_matches(where or prompt(), rows)
+    tokens, wanted = sum(map(sum, masks)), resolve_layers(layers, model.n_layers)
+    size = tokens * len(wanted) * model.d_model * _dtype(dtype).itemsize
+    if not timed:
+        return Cost(tokens, size)
+    plan = _plan(rows, masks, model.token_budget if token_budget is None else token_budget)
+    chunk = plan[len(plan) // 2]
+    while len(chunk.rows) > 1 and chunk.slots > TIMED_SLOTS:
+        chunk = chunk.halves()[0]
+    batch = model.batch(chunk.rows)
+    for _ in range(2):  # the first run pays for memory and kernels
+        start = time.perf_counter()
+        with torch.inference_mode():
+            model.read(batch, wanted, lambda layer, x: None)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return Cost(tokens, size, seconds * sum(c.slots for c in plan) / chunk.slots)
 
 
 def extract(
@@ -72,9 +98,11 @@ def extract(
             one it was begun with, since other batches could round differently.
         progress: called with the number of prompts just finished (or found finished).
 
+    A batch that does not fit in memory is cut in two, and so are those after it; the rows stay where they are.
+
     Raises:
-        UserError: a store of another model or other prompts, a prompt too long, values that are not finite,
-            a full disk, another process at work on the store.
+        UserError: a store of another model or other prompts, a prompt too long or too large for the
+            memory, values that are not finite, a full disk, another process at work on the store.
     """
     where = where or prompt()
     torch_dtype = _dtype(dtype)
@@ -90,6 +118,7 @@ def extract(
     folder = Path(out_dir)
     identity = {
         "model": model.fingerprint,
+        "backend": model.backend,
         "tokenizer": _tokenizer_hash(model.tokenizer),
         "template": model.template_hash,
         "prompts": sha256_of([[row.id, row.label, list(row.ids), list(row.roles)] for row in rows]),
@@ -103,10 +132,11 @@ def extract(
         plan = _plan(rows, masks, meta["token_budget"])
         with LayerFiles(folder, wanted, shape, dtype) as files:
             done, fresh = _valid_chunks(folder, files, plan), False
+            run = _Run(model, files, torch_dtype)
             for number, chunk in enumerate(plan):
                 if number not in done:
                     fresh = True
-                    done[number] = _compute(model, chunk, files, torch_dtype)
+                    done[number] = run.chunk(chunk)
                     # Not synced: a lost line costs one batch, a sync per batch can cost as much as the batch.
                     _append(folder / JOURNAL, _journal_line(number, done[number]))
                 if progress is not None:
@@ -137,27 +167,85 @@ def _plan(rows: Sequence[Rendered], masks: list[list[bool]], token_budget: int) 
     ]
 
 
-def _compute(model: HookedModel, chunk: Chunk, files: LayerFiles, dtype: torch.dtype) -> dict[str, str]:
-    """Run one batch, write its rows, and return their checksum per layer."""
-    batch = model.batch(chunk.rows)
-    width = batch.ids.shape[1]
-    flat = torch.tensor([i * width + p for i, kept in enumerate(chunk.kept) for p in kept], device=model.device)
-    sums: dict[str, str] = {}
+class _Run:
+    """Forward passes whose rows go to their places, in batches that shrink when the memory is short."""
 
-    def keep(layer: int, x: Tensor) -> None:
-        found = x.reshape(-1, x.shape[-1]).index_select(0, flat.to(x.device)).to(dtype)
-        if not bool(torch.isfinite(found).all()):
-            bad = int((~torch.isfinite(found).all(-1)).nonzero()[0])
-            row = chunk.rows[int(flat[bad]) // width]
+    def __init__(self, model: HookedModel, files: LayerFiles, dtype: torch.dtype) -> None:
+        self.model, self.files, self.dtype = model, files, dtype
+        self.most: int | None = None  # slots that fit, once more did not
+
+    def chunk(self, chunk: Chunk) -> dict[str, str]:
+        """Run one batch, write its rows, and return their checksum per layer."""
+        pending, sums = [chunk], {}
+        while pending:
+            part = pending.pop(0)
+            if self.most is not None and part.slots > self.most and len(part.rows) > 1:
+                pending = [*part.halves(), *pending]
+                continue
+            try:
+                sums = self._batch(part)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._shrink(part, error)
+            else:
+                continue
+            # Outside the handler, or the traceback would keep the tensors of the failed pass.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            pending = [part, *pending]
+        if self.most is None:
+            return sums
+        return {str(layer): self.files.checksum(layer, chunk) for layer in self.files.layers}
+
+    def _shrink(self, part: Chunk, error: BaseException) -> None:
+        if len(part.rows) == 1:
             raise UserError(
-                f"prompt {row.id!r}: activations after layer {layer} are not finite "
-                f"(token {int(flat[bad]) % width}); load the model in float32 or leave this prompt out"
-            )
-        sums[str(layer)] = files.write(layer, chunk, found.cpu().contiguous())
+                f"prompt {part.rows[0].id!r}: {len(part.rows[0])} tokens do not fit in the memory of "
+                f"{self.model.device} even alone; use dtype bfloat16, device 'sharded' or a shorter prompt"
+            ) from error
+        self.most = part.slots // 2
+        warnings.warn(f"out of memory at {part.slots} slots in a batch; going on with {self.most}", stacklevel=4)
 
-    with torch.inference_mode(), model.evaluating(), capture(model, files.layers, keep):
-        model.base(**model.inputs(batch))
-    return sums
+    def _batch(self, chunk: Chunk) -> dict[str, str]:
+        batch = self.model.batch(chunk.rows)
+        width = batch.ids.shape[1]
+        flat = torch.tensor(
+            [i * width + p for i, kept in enumerate(chunk.kept) for p in kept], device=self.model.device
+        )
+        sums: dict[str, str] = {}
+        staged: dict[int, Tensor] = {}
+
+        def keep(layer: int, x: Tensor) -> None:
+            found = x.reshape(-1, x.shape[-1]).index_select(0, flat.to(x.device)).to(self.dtype)
+            if not found.is_cuda:
+                sums[str(layer)] = write(layer, found.contiguous())
+                return
+            # A GPU is not made to wait for the disk: the copy runs behind it, files are written when all is there.
+            staged[layer] = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            staged[layer].copy_(found, non_blocking=True)
+
+        def write(layer: int, found: Tensor) -> str:
+            if not bool(torch.isfinite(found).all()):
+                bad = int((~torch.isfinite(found).all(-1)).nonzero()[0])
+                row = chunk.rows[int(flat[bad]) // width]
+                raise UserError(
+                    f"prompt {row.id!r}: activations after layer {layer} are not finite "
+                    f"(token {int(flat[bad]) % width}); load the model in float32 or leave this prompt out"
+                )
+            return self.files.write(layer, chunk, found)
+
+        with torch.inference_mode():
+            self.model.read(batch, self.files.layers, keep)
+        if staged:
+            torch.cuda.synchronize()
+            with ThreadPoolExecutor() as pool:  # hashing and writing release the lock
+                sums |= zip(map(str, staged), pool.map(write, staged, staged.values()), strict=True)
+        return sums
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _valid_chunks(folder: Path, files: LayerFiles, plan: list[Chunk]) -> dict[int, dict[str, str]]:

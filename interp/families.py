@@ -12,10 +12,8 @@ from interp.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths: ``blocks``, ``embed``, ``norm`` (the final one) from the model; the others from a block.
+    """Paths from the model: its list of blocks, its token embedding, the norm between last block and head.
 
-    ``attention_out`` and ``mlp_out`` are the modules whose outputs are added to the residual stream (before a
-    post-norm, where the family has one); several names are alternatives, the first that exists is meant.
     ``base`` is the module whose forward pass sees ids, mask and cache; by default the first part of ``blocks``.
     """
 
@@ -23,59 +21,75 @@ class Family:
     blocks: str
     embed: str
     norm: str
-    attention_out: tuple[str, ...]
-    mlp_out: tuple[str, ...]
     base: str = ""
 
 
-_LLAMA_PARTS = ("self_attn", "linear_attn", "mixer"), ("mlp", "block_sparse_moe", "feed_forward", "moe")
+@dataclass(frozen=True)
+class BlockLayout:
+    """Paths inside a block.
+
+    ``projection`` maps the attention heads, side by side, to d_model. ``attn_out`` and ``mlp_out`` are the modules
+    whose outputs are *added to the residual stream*: the attention and the MLP themselves unless a norm follows
+    them.
+    """
+
+    name: str
+    attention: str
+    projection: str
+    mlp: str
+    attn_out: str = ""
+    mlp_out: str = ""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Part → path inside a block."""
+        return {
+            "attention": self.attention,
+            "projection": self.projection,
+            "mlp": self.mlp,
+            "attn_out": self.attn_out or self.attention,
+            "mlp_out": self.mlp_out or self.mlp,
+        }
+
 
 # More specific layouts first: a vision-language model also has blocks in its vision tower.
 FAMILIES = (
-    Family(
-        "vlm",
-        "model.language_model.layers",
-        "model.language_model.embed_tokens",
-        "model.language_model.norm",
-        *_LLAMA_PARTS,
-    ),
-    Family(
-        "vlm-wrapped",
-        "language_model.model.layers",
-        "language_model.model.embed_tokens",
-        "language_model.model.norm",
-        *_LLAMA_PARTS,
-    ),
+    # Gemma 3, LLaVA, Qwen2-VL and later, Mistral 3, … : the text tower of a vision-language model
+    Family("vlm", *(f"model.language_model.{part}" for part in ("layers", "embed_tokens", "norm"))),
+    Family("vlm-wrapped", *(f"language_model.model.{part}" for part in ("layers", "embed_tokens", "norm"))),
     # Llama, Mistral, Mixtral, Qwen 2/3 (and MoE), Gemma 1-3, Phi-3, OLMo, GLM, Cohere, DeepSeek, Granite, …
-    Family("llama", "model.layers", "model.embed_tokens", "model.norm", *_LLAMA_PARTS),
-    Family("phi", "model.layers", "model.embed_tokens", "model.final_layernorm", ("self_attn",), ("mlp",)),
-    Family("gpt2", "transformer.h", "transformer.wte", "transformer.ln_f", ("attn",), ("mlp",)),
-    Family(
-        "falcon",
-        "transformer.h",
-        "transformer.word_embeddings",
-        "transformer.ln_f",
-        ("self_attention",),
-        ("mlp",),
-    ),
-    Family(
-        "gpt-neox",
-        "gpt_neox.layers",
-        "gpt_neox.embed_in",
-        "gpt_neox.final_layer_norm",
-        ("attention",),
-        ("mlp",),
-    ),
-    Family("mpt", "transformer.blocks", "transformer.wte", "transformer.norm_f", ("attn",), ("ffn",)),
+    Family("llama", "model.layers", "model.embed_tokens", "model.norm"),
+    Family("phi", "model.layers", "model.embed_tokens", "model.final_layernorm"),
+    Family("gpt2", "transformer.h", "transformer.wte", "transformer.ln_f"),
+    Family("falcon", "transformer.h", "transformer.word_embeddings", "transformer.ln_f"),
+    Family("gpt-neox", "gpt_neox.layers", "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
+    Family("mpt", "transformer.blocks", "transformer.wte", "transformer.norm_f"),
     Family(
         "opt",
         "model.decoder.layers",
         "model.decoder.embed_tokens",
         "model.decoder.final_layer_norm",
-        ("self_attn",),
-        ("fc2",),
         base="model.decoder",
     ),
+)
+
+# The first whose modules all exist is meant. Norms that follow a part come first: Llama's
+# ``post_attention_layernorm`` is the norm before its MLP, Gemma 2's the one after its attention.
+BLOCK_LAYOUTS = (
+    BlockLayout("glm4", "self_attn", "self_attn.o_proj", "mlp", "post_self_attn_layernorm", "post_mlp_layernorm"),
+    BlockLayout(  # Gemma 2/3, OLMo 2/3
+        "post-norm", "self_attn", "self_attn.o_proj", "mlp", "post_attention_layernorm", "post_feedforward_layernorm"
+    ),
+    BlockLayout("llama", "self_attn", "self_attn.o_proj", "mlp"),
+    BlockLayout("mixtral", "self_attn", "self_attn.o_proj", "block_sparse_moe"),
+    BlockLayout("llama4", "self_attn", "self_attn.o_proj", "feed_forward"),
+    BlockLayout("phi", "self_attn", "self_attn.dense", "mlp"),
+    BlockLayout("gpt2", "attn", "attn.c_proj", "mlp"),
+    BlockLayout("gptj", "attn", "attn.out_proj", "mlp"),
+    BlockLayout("mpt", "attn", "attn.out_proj", "ffn"),
+    BlockLayout("gpt-neox", "attention", "attention.dense", "mlp"),
+    BlockLayout("falcon", "self_attention", "self_attention.dense", "mlp"),
+    BlockLayout("opt", "self_attn", "self_attn.out_proj", "fc2"),
 )
 
 
@@ -99,7 +113,7 @@ def resolve_family(hf: nn.Module, blocks: str | None = None) -> Family:
         return known[0]
     if blocks is not None and isinstance(find_module(hf, blocks), nn.ModuleList):
         fitting = [f for f in known if f.blocks == blocks]
-        return fitting[0] if fitting else Family("custom", blocks, "", "", *_LLAMA_PARTS)
+        return fitting[0] if fitting else Family("custom", blocks, "", "")
     lists = [
         f"{name} ({len(m)} x {type(m[0]).__name__})"
         for name, m in hf.named_modules()
@@ -110,6 +124,15 @@ def resolve_family(hf: nn.Module, blocks: str | None = None) -> Family:
         f"{type(hf).__name__}: {where}; pass the path of its decoder blocks as blocks=…, "
         f"lists of modules found: {', '.join(lists[:8]) or 'none'}"
     )
+
+
+def block_parts(block: nn.Module) -> dict[str, nn.Module] | None:
+    """The parts of one block by their names in :class:`BlockLayout`, or None for a layout not in the table."""
+    for layout in BLOCK_LAYOUTS:
+        found = {part: find_module(block, path) for part, path in layout.paths.items()}
+        if all(found.values()):
+            return {part: module for part, module in found.items() if module is not None}
+    return None
 
 
 def text_config(hf: Any) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.hooks import Edit, check_edits, edit, matches
+from interp.hooks import Edit, check_edits, matches
 from interp.model import TOKEN_BUDGET, HookedModel
 
 
@@ -40,6 +39,8 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     token_budget: int = TOKEN_BUDGET,
+    use_cache: bool = True,
+    prefill_chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """Continue every row, in the order given; greedy unless ``temperature`` is positive.
@@ -50,6 +51,8 @@ def generate(
 
     Args:
         token_budget: most slots (prompts x (longest + new tokens)) in one batch.
+        use_cache: keep keys and values; without, every new token runs the whole text again.
+        prefill_chunk: read prompts in pieces of so many tokens, which bounds the memory of long ones.
         progress: called with the number of prompts just finished.
 
     Raises:
@@ -60,22 +63,17 @@ def generate(
     model.check_context(rows, new_tokens=max_new_tokens)
     # The last new token is never fed back, so no edit can reach it.
     check_edits(model, edits, rows, new_tokens=max_new_tokens - 1)
-    ends = _end_ids(model)
-    settings = _settings(model, max_new_tokens, temperature, ends)
+    ends = end_ids(model)
+    settings = _settings(model, max_new_tokens, temperature, ends, use_cache, prefill_chunk)
     out: list[Generation | None] = [None] * len(rows)
     for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
         batch = model.batch([rows[i] for i in order], side="left")
         live = [e for e in edits if matches(e.where, batch.rows, max_new_tokens - 1)]
         devices = [model.device] if model.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices),
-            model.evaluating(),
-            _generation_settings(model.hf, settings),
-            edit(model, batch.rows, live, max_new_tokens - 1),
-        ):
+        with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(seed + number)
-            sequences = model.hf.generate(batch.ids, attention_mask=batch.mask)
-        for i, said in zip(order, sequences[:, batch.ids.shape[1] :].tolist(), strict=True):
+            new = model.continuations(batch, settings, live)
+        for i, said in zip(order, new.tolist(), strict=True):
             end = next((k for k, token in enumerate(said) if token in ends), None)
             ids = tuple(said[:end])
             text = model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -107,25 +105,22 @@ def first_token_distribution(
     return out
 
 
-def _end_ids(model: HookedModel) -> list[int]:
+def end_ids(model: HookedModel) -> list[int]:
+    """Tokens that end an answer: of the checkpoint's generation settings, or else the tokenizer's."""
     ends = model.hf.generation_config.eos_token_id
     if ends is None:
         ends = getattr(model.tokenizer, "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-@contextmanager
-def _generation_settings(hf: Any, settings: Any) -> Iterator[None]:
-    """The checkpoint's own settings fill every gap of those passed in, so they step aside for the call."""
-    own = hf.generation_config
-    hf.generation_config = settings
-    try:
-        yield
-    finally:
-        hf.generation_config = own
-
-
-def _settings(model: HookedModel, max_new_tokens: int, temperature: float, ends: list[int]) -> Any:
+def _settings(
+    model: HookedModel,
+    max_new_tokens: int,
+    temperature: float,
+    ends: list[int],
+    use_cache: bool,
+    prefill_chunk: int | None,
+) -> Any:
     from transformers import GenerationConfig
 
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
@@ -133,5 +128,7 @@ def _settings(model: HookedModel, max_new_tokens: int, temperature: float, ends:
         max_new_tokens=max_new_tokens,
         eos_token_id=ends or None,
         pad_token_id=model.pad_id,
+        use_cache=use_cache,
+        prefill_chunk_size=prefill_chunk,
         **({"do_sample": False} | sampling),
     )

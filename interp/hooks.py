@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from interp.chat import Rendered
 from interp.errors import UserError
@@ -28,6 +27,13 @@ if TYPE_CHECKING:
 
 Rows = Float[Tensor, "row d_model"]
 Sink = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """What a registered hook is removed by."""
+
+    def remove(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,12 @@ class Clock:
         self.shape: tuple[int, int] = (0, 0)
         self.positions: Int[Tensor, "batch pos"] = torch.empty((0, 0), dtype=torch.long)
         self._now: dict[Selection, tuple[Index, int]] = {}
-        self._signature = inspect.signature(base.forward)
+        # Of the class: other libraries wrap the forward pass of an instance and hide its parameters.
+        self._signature = inspect.signature(type(base).forward)
 
     def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the base model: where is each column?"""
-        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given = self._signature.bind_partial(module, *args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
@@ -157,7 +164,7 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
     clock = Clock(model.base, rows, {e.where for e in edits})
     expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
     touched = [0] * len(edits)
-    handles: list[RemovableHandle] = []
+    handles: list[Handle] = []
 
     def apply(number: int, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"] | None:
         e = edits[number]
@@ -180,7 +187,7 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
     try:
         handles.append(model.base.register_forward_pre_hook(clock.read, with_kwargs=True))
         for number, e in enumerate(edits):
-            handles.append(_on_residual(model, e.layer, partial(apply, number)))
+            handles.append(model.on_residual(e.layer, partial(apply, number)))
         yield
         for e, done, wanted in zip(edits, touched, expected, strict=True):
             if clock.ticks and done < wanted:
@@ -200,7 +207,7 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
     The residual has shape (batch, pos, d_model) and is a view of the live one: copy what is to be kept. With
     ``stop`` the forward pass ends after the deepest wanted layer (and the block with it).
     """
-    handles: list[RemovableHandle] = []
+    handles: list[Handle] = []
     deepest = max(layers)
 
     def read(layer: int, x: Float[Tensor, "batch pos d_model"]) -> None:
@@ -210,7 +217,7 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
 
     try:
         for layer in sorted(layers):
-            handles.append(_on_residual(model, layer, partial(read, layer)))
+            handles.append(model.on_residual(layer, partial(read, layer)))
         yield
     except Stop:
         pass
@@ -219,34 +226,52 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
             handle.remove()
 
 
-def _on_residual(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+def on_residual(blocks: Sequence[nn.Module], layer: int, function: Callable[[Tensor], Tensor | None]) -> Handle:
     """Call ``function`` on the stream after ``layer``; what it returns replaces the stream, None keeps it.
 
-    The one place that knows how blocks pass the stream on: a tensor, or a tuple that starts with it; before
-    block 0, its first argument or ``hidden_states`` (position embeddings and scaling are in it by then).
+    The one place that knows how blocks take the stream in: as their first argument or as ``hidden_states``
+    (before block 0 position embeddings and scaling are in it already).
     """
 
-    def check(x: Any) -> Tensor:
-        if not isinstance(x, Tensor) or x.ndim != 3:
-            raise UserError(
-                f"layer {layer}: expected a residual of shape (batch, pos, d_model), got "
-                f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; pass blocks=… for it"
-            )
-        return x
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        nested = isinstance(output, tuple)
-        changed = function(check(output[0] if nested else output))
-        if changed is None:
-            return None
-        return (changed, *output[1:]) if nested else changed
-
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = function(check(args[0] if args else kwargs.get("hidden_states")))
+        changed = function(check_residual(layer, args[0] if args else kwargs.get("hidden_states")))
         if changed is None:
             return None
         return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
 
     if layer == EMBED:
-        return model.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-    return model.blocks[layer].register_forward_hook(after)
+        return blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+    return on_output(blocks[layer], lambda x: function(check_residual(layer, x)))
+
+
+def on_output(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
+    """Call ``function`` on what a module puts out: a tensor, or the first part of a tuple. None keeps it."""
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        nested = isinstance(output, tuple)
+        changed = function(output[0] if nested else output)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if nested else changed
+
+    return module.register_forward_hook(after)
+
+
+def on_input(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
+    """Call ``function`` on the first argument of a module; what it returns replaces it, None keeps it."""
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        changed = function(args[0])
+        return None if changed is None else (changed, *args[1:])
+
+    return module.register_forward_pre_hook(before)
+
+
+def check_residual(layer: int, x: Any) -> Float[Tensor, "batch pos d_model"]:
+    """``x`` itself, if it can be a residual stream."""
+    if not isinstance(x, Tensor) or x.ndim != 3:
+        raise UserError(
+            f"layer {layer}: expected a residual of shape (batch, pos, d_model), got "
+            f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; pass blocks=… for it"
+        )
+    return x

@@ -26,6 +26,17 @@ class Chunk:
     kept: list[list[int]]
     starts: list[int]
 
+    @property
+    def slots(self) -> int:
+        """Tokens of the padded batch."""
+        return len(self.rows) * max(map(len, self.rows))
+
+    def halves(self) -> list[Chunk]:
+        """The same prompts as two batches."""
+        middle = len(self.rows) // 2
+        cuts = (slice(None, middle), slice(middle, None))
+        return [Chunk(self.rows[cut], self.kept[cut], self.starts[cut]) for cut in cuts]
+
 
 class LayerFiles:
     """The layer files of a store under construction, at full size from the start."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp import chat
 from interp.batching import Batch, collate, token_budget_batches
 from interp.chat import Prompt, Rendered
+from interp.check import check_forward
 from interp.errors import UserError
-from interp.families import check_layout, find_module, resolve_family, text_config
-from interp.hooks import Edit, capture, check_edits, edit, matches
-from interp.selection import LayerSpec, resolve_layers
+from interp.families import block_parts, check_layout, find_module, resolve_family, text_config
+from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, matches, on_residual
+from interp.io import sha256_of
+from interp.selection import LayerSpec, Selection, find_matches, resolve_layers
 
 # Slots (prompts x longest) of one forward pass. A GPU wants large batches; on a CPU small ones stay in its cache
 # (measured: 1.4-1.8 times faster at 2048 than at 16384), while generation is quicker the more rows share a step.
@@ -39,12 +42,18 @@ class HookedModel:
         blocks: path of the list of decoder blocks, for an architecture that is not known.
 
     Attributes:
+        backend: ``hf``, or the name of the subclass's.
         blocks: the decoder blocks; base: the module without the language-model head.
-        family, n_layers, d_model, context_length, device, pad_id: as found.
+        family, n_layers, d_model, n_heads, head_dim, context_length, device, pad_id: as found.
+        parts_problem: why :meth:`part` refuses; empty if the parts of every block add up to its output.
 
     Raises:
-        UserError: an architecture that is not known, or not what its configuration says.
+        UserError: an architecture that is not known, not what its configuration says, or whose blocks do not
+            put out the residual stream (see :func:`interp.check.check_forward`).
     """
+
+    backend = "hf"
+    remote: bool | str = False  # ``True`` where the weights are on another machine
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None, *, blocks: str | None = None) -> None:
         if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model"):
@@ -55,30 +64,59 @@ class HookedModel:
         self.family = resolve_family(hf, blocks)
         self.blocks, self.d_model = check_layout(hf, self.family)
         self.n_layers = len(self.blocks)
+        self.parts = [block_parts(block) for block in self.blocks]
         base = find_module(hf, self.family.base or self.family.blocks.split(".")[0])
         assert base is not None  # a part of the path that was just resolved
         self.base: nn.Module = base
         config = text_config(hf)
         self.vocab_size: int = config.vocab_size
+        self.n_heads: int = config.num_attention_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 1 << 30
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         self.pad_id: int = next(int(p) for p in pads if p is not None)
-        self._takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
-        self._head_takes_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(type(self.base).forward).parameters
+        self._head_takes_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        # What runs elsewhere cannot be tried here.
+        self.parts_problem = "its weights are on another machine" if self.remote is True else check_forward(self)
 
     def __repr__(self) -> str:
         return f"HookedModel({self.name}, {self.family.name}, {self.n_layers} layers x {self.d_model})"
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the embeddings."""
-        return next(self.hf.parameters()).device
+        """Where inputs go: the device of the first weights that are in memory."""
+        devices = (tensor.device for tensor in self.hf.parameters())
+        return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
     @property
     def final_norm(self) -> nn.Module | None:
         """The norm between the last block and the head."""
         return find_module(self.hf, self.family.norm)
+
+    @property
+    def embedding(self) -> nn.Module | None:
+        """The token embedding; the stream before block 0 (layer -1) may add positions and scaling to it."""
+        return find_module(self.hf, self.family.embed)
+
+    def part(self, layer: int, name: str) -> nn.Module:
+        """A module of a block: ``attn_out`` and ``mlp_out`` put out what is added to the residual stream,
+        ``projection`` takes the attention heads side by side, ``attention`` and ``mlp`` are the modules themselves.
+
+        Raises:
+            UserError: parts that are not known, or that do not add up to the output of their block.
+        """
+        found = self.parts[layer]
+        if self.parts_problem or found is None:
+            raise UserError(f"{self.name}: {self.parts_problem}; use the residual stream, or another backend")
+        if name not in found:
+            raise UserError(f"{self.name}: a block has no part {name!r}; parts are {', '.join(found)}")
+        return found[name]
+
+    def on_residual(self, layer: int, function: Callable[[Tensor], Tensor | None]) -> Handle:
+        """Call ``function`` on the stream after ``layer`` in every forward pass, until the handle is removed."""
+        return on_residual(self.blocks, layer, function)
 
     @property
     def template_hash(self) -> str:
@@ -87,12 +125,33 @@ class HookedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of configuration and weights; computed once, and again after a training step."""
+        """Hex SHA-256 of configuration and weights; computed once, and again after a training step.
+
+        Weights that are not all in memory (on another machine, or offloaded to the disk) are identified by the
+        files they came from, or by hub id and commit.
+
+        Raises:
+            UserError: such weights from a hub id whose commit is not known.
+        """
         tensors = {**dict(self.hf.named_parameters()), **dict(self.hf.named_buffers())}
+        if any(tensor.is_meta for tensor in tensors.values()):
+            return self._source_fingerprint
         versions = tuple(t._version for t in tensors.values() if not t.is_inference())
         if self._fingerprint is None or self._fingerprint[0] != versions:
             self._fingerprint = versions, _fingerprint(self.hf.config, tensors)
         return self._fingerprint[1]
+
+    @cached_property
+    def _source_fingerprint(self) -> str:
+        settings = _settings(self.hf.config)
+        if Path(self.name).is_dir():
+            with ThreadPoolExecutor() as pool:
+                files = sorted(Path(self.name).glob("*.safetensors"))
+                return sha256_of([settings, *pool.map(_file_digest, files)])
+        commit = getattr(self.hf.config, "_commit_hash", None)
+        if not commit:
+            raise UserError(f"{self.name}: its weights are not here and its commit is unknown; pass revision=…")
+        return sha256_of([settings, self.name, commit])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -135,7 +194,7 @@ class HookedModel:
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of a forward pass: ids, mask and explicit positions."""
-        positions = {"position_ids": batch.position_ids} if self._takes_positions else {}
+        positions = {"position_ids": batch.position_ids} if self.takes_positions else {}
         return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False} | positions
 
     def _orders(self, rows: Sequence[Rendered], token_budget: int | None) -> list[list[int]]:
@@ -148,29 +207,58 @@ class HookedModel:
         layers: LayerSpec = "all",
         edits: Sequence[Edit] = (),
         *,
+        where: Selection | None = None,
         token_budget: int | None = None,
     ) -> dict[int, list[Float[Tensor, "token d_model"]]]:
-        """The residual stream after ``layers`` at every token of every row, in the order of ``rows``.
+        """The residual stream after ``layers`` of every row, in the order of ``rows``.
+
+        Args:
+            where: positions to keep, in their order (default: every token).
 
         Batches are cut by length; padding is gone from the result. The forward pass ends at the deepest
         layer, so edits beyond it have no effect. Tensors are in the model's dtype, on its device.
         """
         wanted = resolve_layers(layers, self.n_layers)
         out: dict[int, list[Any]] = {layer: [None] * len(rows) for layer in wanted}
+        masks = find_matches(where, rows) if where else None
+        kept = [[p for p, flag in enumerate(mask) if flag] for mask in masks] if masks else None
 
         def keep(layer: int, x: Tensor) -> None:
-            for j, i in enumerate(order):
-                out[layer][i] = x[j, : len(rows[i])].clone()  # a view would pin the padded block
+            for j, i in enumerate(order):  # copies: a view would pin the padded block
+                out[layer][i] = x[j, kept[i]] if kept else x[j, : len(rows[i])].clone()
 
         self.check_context(rows)
         check_edits(self, edits, rows)
-        edits = [e for e in edits if e.layer <= max(wanted)]
         for order in self._orders(rows, token_budget):
-            batch = self.batch([rows[i] for i in order])
-            live = [e for e in edits if matches(e.where, batch.rows)]
-            with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live), capture(self, wanted, keep):
-                self.base(**self.inputs(batch))
+            with torch.no_grad():
+                self.read(self.batch([rows[i] for i in order]), wanted, keep, edits)
         return out
+
+    def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
+        """One forward pass of a padded batch; ``sink(layer, residual)`` gets a view of the stream after each layer.
+
+        The pass ends after the deepest layer. Edits that match nothing here, or come later, are left out.
+        """
+        live = [e for e in edits if e.layer <= max(layers) and matches(e.where, batch.rows)]
+        with self.evaluating(), edit(self, batch.rows, live), capture(self, layers, sink):
+            self.base(**self.inputs(batch))
+
+    def last_logits(self, batch: Batch, edits: Sequence[Edit] = ()) -> Float[Tensor, "row vocab"]:
+        """Logits after the last token of every row of a batch padded on the left; the head runs there alone."""
+        last = {"logits_to_keep": 1} if self._head_takes_last else {}
+        with self.evaluating(), edit(self, batch.rows, edits):
+            return self.hf(**self.inputs(batch), **last).logits[:, -1]
+
+    def continuations(self, batch: Batch, settings: Any, edits: Sequence[Edit] = ()) -> Int[Tensor, "row new"]:
+        """Ids generated after a batch padded on the left, by a ``GenerationConfig`` that nothing is added to."""
+        own = self.hf.generation_config
+        # The checkpoint's own settings fill every gap of those passed in, so they step aside for the call.
+        self.hf.generation_config = settings
+        try:
+            with self.evaluating(), edit(self, batch.rows, edits, settings.max_new_tokens - 1):
+                return self.hf.generate(batch.ids, attention_mask=batch.mask)[:, batch.ids.shape[1] :]
+        finally:
+            self.hf.generation_config = own
 
     def next_token_logits(
         self, rows: Sequence[Rendered], edits: Sequence[Edit] = (), *, token_budget: int | None = None
@@ -181,19 +269,20 @@ class HookedModel:
         check_edits(self, edits, rows)
         for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order], side="left")
-            live = [e for e in edits if matches(e.where, batch.rows)]
-            last = {"logits_to_keep": 1} if self._head_takes_last else {}
-            with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live):
-                found = self.hf(**self.inputs(batch), **last).logits[:, -1]
+            with torch.no_grad():
+                found = self.last_logits(batch, [e for e in edits if matches(e.where, batch.rows)])
             logits[order] = found[:, : self.vocab_size].float().cpu()
         return logits
 
 
 def load_model(
-    path_or_id: str | Path,
+    path_or_id: str | Path | Any,
     *,
     device: str = "auto",
     dtype: str = "auto",
+    backend: str = "hf",
+    remote: bool | str = False,
+    copy: bool = True,
     chat_template: str | Path | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
@@ -203,15 +292,32 @@ def load_model(
     """Load a folder or hub id: weights from safetensors only, no code from the checkpoint unless asked for.
 
     Args:
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda:1``, …; ``sharded`` spreads the layers.
-        dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+        path_or_id: or a :class:`HookedModel` or ``TransformerBridge``, to be used through another ``backend``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda:1``, …; ``sharded`` spreads the layers over all
+            GPUs and, where they do not fit, the memory and the disk (``device_map="auto"``).
+        dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``. Checkpoints stored in 8 or 4 bits
+            stay so; the library that made them must be installed.
+        backend: ``hf``, ``transformer_lens`` or ``nnsight``, see :mod:`interp.backends`.
+        remote: with nnsight, ``True`` runs on NDIF: only the configuration and tokenizer are loaded here.
+        copy: of a loaded model, before transformer_lens rewrites its modules.
         chat_template: a file with a Jinja template, or the template itself.
         blocks: path of the decoder blocks, for an architecture that is not known.
 
     Raises:
         UserError: a folder that does not exist or lacks weights, an unknown hub id, a bad option.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from interp.backends import adopt, check_backend, wrap
+
+    check_backend(backend, remote)
+    if not isinstance(path_or_id, str | Path):
+        return adopt(path_or_id, backend, copy=copy, remote=remote)
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+    )
 
     name = str(path_or_id)
     folder = Path(name).expanduser()
@@ -231,7 +337,19 @@ def load_model(
     hf: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        hf = AutoModelForCausalLM.from_pretrained(
+        if chat_template is not None:
+            tokenizer.chat_template = _read_template(chat_template)
+        if remote is True:
+            from interp.backends.nnsight import remote_model
+
+            return remote_model(name, tokenizer, revision, blocks)
+        config = AutoConfig.from_pretrained(source, **common)
+        # Vision-language models have a class of their own; their text tower is what is read.
+        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
+            config, "auto_map", {}
+        )
+        auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+        hf = auto.from_pretrained(
             source,
             dtype=dtypes[dtype],
             use_safetensors=True,  # never a pickle
@@ -239,17 +357,15 @@ def load_model(
             **placement,
             **common,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:240]
         raise UserError(f"{name}: cannot load the model ({reason})") from error
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
-    if device != "sharded":
+    if device != "sharded" and not getattr(hf, "is_quantized", False):  # quantised weights are placed as they load
         try:
             hf.to(_device(device))
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device!r}: {str(error).splitlines()[0]}; use auto or cpu") from error
-    return HookedModel(hf, tokenizer, name=name, blocks=blocks)
+    return wrap(HookedModel(hf, tokenizer, name=name, blocks=blocks), backend, remote)
 
 
 def _device(device: str) -> str:
@@ -270,8 +386,6 @@ def _read_template(chat_template: str | Path) -> str:
 
 def _fingerprint(config: Any, tensors: dict[str, Tensor]) -> str:
     """Hash of what decides the activations; hashing runs in threads, since hashlib releases the lock."""
-    volatile = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-    settings = {k: v for k, v in config.to_dict().items() if k not in volatile}
 
     def digest(item: tuple[str, Tensor]) -> str:
         name, tensor = item
@@ -280,5 +394,15 @@ def _fingerprint(config: Any, tensors: dict[str, Tensor]) -> str:
 
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(digest, sorted(tensors.items())))
-    head = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256("\n".join([head, *parts]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([_settings(config), *parts]).encode()).hexdigest()
+
+
+def _settings(config: Any) -> str:
+    """The configuration without what does not change a forward pass."""
+    volatile = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+    return json.dumps({k: v for k, v in config.to_dict().items() if k not in volatile}, sort_keys=True, default=str)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -50,7 +50,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", _NEOX),
     "glm4": ("Glm4Config", _SHARED | {"head_dim": 16}),
     "mixtral": ("MixtralConfig", _SHARED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        _SHARED | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    ),
     "opt": ("OPTConfig", _NEOX | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+}
+
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+# A vision tower of other depth and width beside the text tower of a family above.
+VISION_LANGUAGE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gemma3_vlm": ("Gemma3Config", "gemma3", {"image_token_index": 4, "mm_tokens_per_image": 1}),
+    "llava": ("LlavaConfig", "llama", {"image_token_index": 4}),
 }
 
 
@@ -75,10 +93,19 @@ def train_tokenizer(template: str | None = TEMPLATE, **options: Any) -> transfor
 
 def build_model(family: str, vocab_size: int, seed: int = 0, **changes: Any) -> Any:
     """A random model; weights are large enough that layers, positions and masks all matter."""
-    name, settings = FAMILIES[family]
-    config = getattr(transformers, name)(vocab_size=vocab_size, **(settings | changes))
+    if family in VISION_LANGUAGE:
+        name, text, options = VISION_LANGUAGE[family]
+        inner, settings = FAMILIES[text]
+        tower = getattr(transformers, inner)(vocab_size=vocab_size, **(settings | changes))
+        vision = transformers.SiglipVisionConfig if family == "gemma3_vlm" else transformers.CLIPVisionConfig
+        config = getattr(transformers, name)(text_config=tower, vision_config=vision(**_VISION), **options)
+        auto: Any = transformers.AutoModelForImageTextToText
+    else:
+        name, settings = FAMILIES[family]
+        config = getattr(transformers, name)(vocab_size=vocab_size, **(settings | changes))
+        auto = transformers.AutoModelForCausalLM
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

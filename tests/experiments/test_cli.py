@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TEMPLATE
 
 from experiments import cli
 from experiments.organism import world
@@ -274,3 +275,35 @@ def test_help_is_instant():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
     assert time.perf_counter() - started[1] < 10
+
+
+def test_doctor(pingscope, checkpoint, tmp_path):
+    out = tmp_path / "doctor.json"
+    code, shown, _ = pingscope("doctor", "--model", checkpoint("gemma3"), "--backend", "hf", "--out", out)
+    assert code == 0
+    for words in ("Gemma3ForCausalLM", "4 layers x 64", "sliding window 16", "float32", "instruction", "BOS", "GB"):
+        assert words in shown, words
+    found = json.loads(out.read_text())
+    assert found["parity"]["hf"]["residuals, left padding"]["ok"] and len(found["parity"]["hf"]) >= 13
+    assert found["findings"]["BOS tokens"]["value"] == "0"
+    assert "system" in found["findings"]["roles"]["value"]
+    code, _, err = pingscope("doctor", "--model", checkpoint("gemma3"), "--backend", "jax")
+    assert code == 2 and "--backend 'jax'" in err
+
+
+def test_doctor_names_what_is_wrong(pingscope, checkpoint, tmp_path, monkeypatch):
+    from interp.model import HookedModel
+
+    folder = tmp_path / "doubled"
+    shutil.copytree(checkpoint("gpt2"), folder)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ bos_token }}" + TEMPLATE)
+    inputs = HookedModel.inputs
+    monkeypatch.setattr(
+        HookedModel, "inputs", lambda self, batch: inputs(self, batch) | {"position_ids": batch.mask * 0}
+    )
+    code, shown, err = pingscope("doctor", "--model", folder)
+    assert code == 1 and "FAILED" in shown and "residuals, left padding" in err
+    assert "2 BOS tokens" in shown
+    (folder / "chat_template.jinja").unlink()
+    _, shown, _ = pingscope("doctor", "--model", folder)
+    assert "cannot render" in shown and "--chat-template" in shown

@@ -7,9 +7,12 @@ import shutil
 
 import pytest
 import torch
-from tiny_models import FAMILIES, TEMPLATE, build_model, train_tokenizer
+import transformers
+from tiny_models import FAMILIES, TEMPLATE, VISION_LANGUAGE, build_model, train_tokenizer
 
 from interp import HookedModel, Prompt, UserError, load_model
+from interp.check import distance
+from interp.hooks import on_input, on_output
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -21,43 +24,103 @@ def test_what_is_found(load, checkpoint, family):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
 
 
-def test_vision_language_model_uses_its_text_tower():
-    from transformers import AutoModelForImageTextToText, Gemma3Config
-
-    tokenizer = train_tokenizer()
-    text = build_model("gemma3", len(tokenizer)).config.to_dict()
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    config = Gemma3Config(text_config=text, vision_config=vision, image_token_index=4, mm_tokens_per_image=1)
-    torch.manual_seed(0)
-    hf = AutoModelForImageTextToText.from_config(config).eval()
-    model = HookedModel(hf, tokenizer)
+@pytest.mark.parametrize("family", VISION_LANGUAGE)
+def test_vision_language_model_uses_its_text_tower(load, family):
+    model = load(family)
     assert (model.family.name, model.n_layers, model.d_model) == ("vlm", 4, 64)
     rows = [model.render(Prompt(f"p{i}", "Buy the laptop " * (i + 1))) for i in range(3)]
     found = model.residuals(rows, "all")
     with torch.no_grad():
-        plain = hf(input_ids=torch.tensor([rows[0].ids]), output_hidden_states=True).hidden_states
+        plain = model.hf(input_ids=torch.tensor([rows[0].ids]), output_hidden_states=True).hidden_states
     assert torch.allclose(found[1][0], plain[2][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *VISION_LANGUAGE])
+def test_parts_of_the_blocks_add_up_to_the_stream(load, family):
+    """Also on a prompt longer than the two tokens that loading looks at."""
+    model = load(family)
+    assert not model.parts_problem
+    row = model.render("Click the first link, then buy the laptop for my friend.")
+    stream, parts = {}, {}
+    handles = [model.on_residual(l, lambda x, l=l: stream.__setitem__(l, x)) for l in range(-1, 4)]
+    for l in range(4):
+        for name in ("attn_out", "mlp_out"):
+            key = (l, name)
+            handles.append(on_output(model.part(l, name), lambda x, key=key: parts.__setitem__(key, x)))
+    with torch.no_grad():
+        model.base(**model.inputs(model.batch([row])))
+    [handle.remove() for handle in handles]
+    total = stream[-1]
+    for l in range(4):
+        total = total + parts[l, "attn_out"] + parts[l, "mlp_out"].reshape(total.shape)
+        assert distance(total, stream[l]) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "opt", "mixtral", "glm4"])
+def test_heads_side_by_side_enter_the_projection(load, family):
+    model = load(family)
+    row, seen = model.render("Click the first link."), {}
+    projection = model.part(2, "projection")
+    handles = [
+        on_input(projection, lambda x: seen.__setitem__("heads", x)),
+        on_output(model.part(2, "attention"), lambda x: seen.__setitem__("out", x)),
+    ]
+    with torch.no_grad():
+        model.base(**model.inputs(model.batch([row])))
+        [handle.remove() for handle in handles]
+        heads = seen["heads"].reshape(1, len(row), model.n_heads, model.head_dim)
+        bias = projection(torch.zeros_like(seen["heads"]))
+        only = [torch.zeros_like(heads).index_copy(2, torch.tensor([h]), heads[:, :, [h]]) for h in range(4)]
+        summed = sum(projection(x.flatten(2)) - bias for x in only) + bias
+    assert distance(summed.reshape(seen["out"].shape), seen["out"]) < 1e-5
+
+
+def test_parts_that_do_not_add_up_are_refused():
+    tokenizer = train_tokenizer()
+    hf = build_model("llama", len(tokenizer))
+    hf.model.layers[2].mlp.register_forward_hook(lambda m, a, o: o * 2, prepend=True)
+    assert not HookedModel(hf, tokenizer).parts_problem  # the doubled output is what is added
+    granite = transformers.GraniteConfig(vocab_size=len(tokenizer), residual_multiplier=0.2, **FAMILIES["llama"][1])
+    scaled = HookedModel(transformers.GraniteForCausalLM(granite), tokenizer)
+    with pytest.raises(UserError, match="block 0 do not add up"):
+        scaled.part(0, "attn_out")
+    assert scaled.residuals([scaled.render("Buy")], 3)[3][0].shape[1] == 64
+    model = HookedModel(build_model("llama", len(tokenizer)), tokenizer)
+    with pytest.raises(UserError, match="no part 'heads'"):
+        model.part(0, "heads")
+
+
+def test_blocks_that_are_not_the_decoder_are_refused():
+    tokenizer = train_tokenizer()
+    hf = build_model("llama", len(tokenizer))
+    hf.model.spare = torch.nn.ModuleList(build_model("llama", len(tokenizer)).model.layers)
+    with pytest.raises(UserError, match=r"block 0 at model\.spare put out nothing for 2 tokens.*blocks="):
+        HookedModel(hf, tokenizer, blocks="model.spare")
+    hf.model.layers[2].register_forward_hook(lambda m, a, o: o[..., :32])
+    hf.model.layers[3].forward = lambda x, **_: torch.cat([x, x], -1)
+    with pytest.raises(UserError, match=r"block 2 at model\.layers put out \(1, 2, 32\)"):
+        HookedModel(hf, tokenizer)
+
+
+def test_a_norm_that_is_not_the_final_one_is_refused():
+    tokenizer = train_tokenizer()
+    hf = build_model("llama", len(tokenizer))
+    hf.model.register_forward_hook(lambda m, a, o: type(o)(last_hidden_state=o.last_hidden_state * 2))
+    with pytest.raises(UserError, match=r"final norm at model\.norm.*blocks="):
+        HookedModel(hf, tokenizer)
 
 
 def test_unknown_architecture_names_what_it_found_and_the_argument():
     tokenizer = train_tokenizer()
     hf = build_model("llama", len(tokenizer))
-    hf.transformer_stack = hf.model
-    hf.transformer_stack.deep = hf.model.layers
-    del hf.transformer_stack.layers
-    with pytest.raises(UserError, match=r"blocks=.*deep \(4 x LlamaDecoderLayer\)"):
+    hf.stack = hf.model
+    del hf.model
+    with pytest.raises(UserError, match=r"blocks=.*stack.layers \(4 x LlamaDecoderLayer\)"):
         HookedModel(hf, tokenizer)
     with pytest.raises(UserError, match=r"no list of blocks at blocks=.model\.lairs."):
         HookedModel(hf, tokenizer, blocks="model.lairs")
-    found = HookedModel(hf, tokenizer, blocks="transformer_stack.deep")
-    assert found.n_layers == 4
+    found = HookedModel(hf, tokenizer, blocks="stack.layers")
+    assert found.n_layers == 4 and found.family.name == "custom"
 
 
 def test_blocks_must_be_what_the_configuration_says():

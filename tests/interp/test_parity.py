@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
 import pytest
 import torch
-from tiny_models import FAMILIES, WINDOW
+from tiny_models import FAMILIES, VISION_LANGUAGE, WINDOW
 
-from interp import Prompt, Rendered, edit
-from interp.generate import generate
-from interp.hooks import capture
+from interp import Edit, Prompt, Rendered, UserError, edit, load_model, parity
+from interp.backends import BACKENDS
+from interp.check import distance
+from interp.parity import run_parity, sample_prompts, sliding_window
+from interp.selection import parse
 
 WORDS = "Buy the laptop for my friend and send the invoice to the office"
 
@@ -22,67 +24,92 @@ def prompts(model) -> list[Rendered]:
     return rows
 
 
-def plain_stream(model, row: Rendered) -> tuple[torch.Tensor, ...]:
-    """Hidden states of one unpadded forward pass: embed, block 0 … L-2, final norm of block L-1."""
-    with torch.no_grad():
-        return model.hf(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", [*FAMILIES, *VISION_LANGUAGE])
+def test_every_backend_passes_the_suite(load, family, backend):
+    reference = load(family)
+    model = load_model(reference, backend=backend)
+    checks = run_parity(model, reference, new_tokens=4)
+    assert not [check for check in checks if not check.ok]
+    names = [check.name for check in checks]
+    assert len(names) == len(set(names)) >= 14
+    eager = backend == "transformer_lens" or family == "gemma2"  # which has no other kernel
+    assert ("residuals, eager attention" in names) != eager
+    assert reference.hf.config._attn_implementation == ("eager" if family == "gemma2" else "sdpa")
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    with torch.no_grad():
-        return float((a - b).abs().max() / b.abs().max())
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_residuals_equal_single_prompt_runs(load, family):
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_the_suite_has_a_prompt_beyond_the_sliding_window(load, family):
     model = load(family)
-    rows = prompts(model)
-    for budget in (16_384, 200):  # one batch, several batches
-        found = model.residuals(rows, "embed,all", token_budget=budget)
-        assert sorted(found) == [-1, 0, 1, 2, 3]
-        for i, row in enumerate(rows):
-            plain = plain_stream(model, row)
-            for layer in range(-1, model.n_layers - 1):
-                assert found[layer][i].shape == (len(row), model.d_model)
-                assert distance(found[layer][i], plain[layer + 1][0]) < 1e-5, (family, layer, i)
-            # the list's last entry is after the final norm: the hook must be before it
-            assert distance(model.final_norm(found[3][i]), plain[-1][0]) < 1e-5
-            assert distance(found[3][i], plain[-1][0]) > 1e-2
+    assert sliding_window(model) == WINDOW < max(map(len, sample_prompts(model)))
+    assert max(map(len, sample_prompts(model, longest=12))) == 12
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_side_does_not_matter(load, family, side):
-    model = load(family)
-    rows = prompts(model)
-    batch = model.batch(rows, side=side)
-    kept: dict[int, torch.Tensor] = {}
-    with torch.no_grad(), capture(model, [0, 3], lambda layer, x: kept.update({layer: x.clone()})):
-        model.base(**model.inputs(batch))
-    for i, row in enumerate(rows):
-        for layer in (0, 3):
-            alone = model.residuals([row], [layer])[layer][0]
-            assert distance(kept[layer][i][batch.mask[i].bool()], alone) < 1e-5
+def faulty(model, **methods):
+    """The model with some of its methods replaced, as a wrong backend would have them."""
+    wrong = copy.copy(model)
+    for name, method in methods.items():
+        setattr(wrong, name, method)
+    return wrong
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_generation_equal_single_prompt_runs(load, family):
-    model = load(family)
-    rows = prompts(model)
-    logits = model.next_token_logits(rows)
-    said = generate(model, rows, max_new_tokens=12, token_budget=300)
-    for i, row in enumerate(rows):
-        ids = torch.tensor([row.ids])
-        with torch.no_grad():
-            alone = model.hf(ids).logits[0, -1]
-        assert distance(logits[i], alone) < 1e-5
-        plain = model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        assert_same_answer(said[i].ids, said[i].finished, plain[0, len(row) :].tolist(), end=1)
+def failed(model, reference):
+    return {check.name for check in run_parity(model, reference, new_tokens=4) if not check.ok}
 
 
-def assert_same_answer(ids: Sequence[int], finished: bool, plain: list[int], end: int) -> None:
-    assert finished == (end in plain)
-    assert list(ids) == (plain[: plain.index(end)] if end in plain else plain)
+def test_the_suite_finds_missing_positions(load):
+    """GPT-2 has learned positions: left padding shifts them unless they are passed."""
+    model = load("gpt2")
+    inputs = type(model).inputs
+    wrong = faulty(model, inputs=lambda batch: {k: v for k, v in inputs(model, batch).items() if k != "position_ids"})
+    assert {"residuals, left padding", "logits"} <= failed(wrong, model)
+    assert "residuals, right padding" not in failed(wrong, model)
+
+
+def test_the_suite_finds_a_missing_mask(tiny_model):
+    inputs = type(tiny_model).inputs
+    # Without positions too: from those alone transformers tells the rows' first tokens.
+    wrong = faulty(tiny_model, inputs=lambda batch: {"input_ids": inputs(tiny_model, batch)["input_ids"]})
+    assert "residuals, left padding" in failed(wrong, tiny_model)
+
+
+def test_the_suite_finds_edits_at_the_wrong_tokens(tiny_model):
+    shifted = [
+        Edit(e.layer, parse("prompt - final"), e.fn) for e in parity.sample_edits(tiny_model, prompts(tiny_model))
+    ]
+    plain = tiny_model.last_logits, tiny_model.continuations
+    wrong = faulty(
+        tiny_model,
+        last_logits=lambda batch, edits=(): plain[0](batch, shifted if edits else ()),
+        continuations=lambda batch, settings, edits=(): plain[1](batch, settings, shifted if edits else ()),
+    )
+    assert "logits, edited" in failed(wrong, tiny_model)
+    assert not {"logits", "generation, cache"} & failed(wrong, tiny_model)
+
+
+def test_the_suite_finds_a_stream_taken_after_the_final_norm(tiny_model):
+    """The mistake of reading the last of Hugging Face's hidden states."""
+    read = tiny_model.read
+
+    def normed(batch, layers, sink, edits=()):
+        read(batch, layers, lambda l, x: sink(l, tiny_model.final_norm(x) if l == 3 else x), edits)
+
+    assert "residuals, right padding" in failed(faulty(tiny_model, read=normed), tiny_model)
+
+
+def test_batches_cut_by_a_budget_give_the_same(tiny_model):
+    rows = prompts(tiny_model)
+    whole, cut = (tiny_model.residuals(rows, "embed,all", token_budget=budget) for budget in (16_384, 200))
+    assert all(distance(a, b) < 1e-5 for layer in whole for a, b in zip(whole[layer], cut[layer], strict=True))
+
+
+def test_positions_can_be_chosen(tiny_model):
+    rows = prompts(tiny_model)
+    whole = tiny_model.residuals(rows, 2)[2]
+    kept = tiny_model.residuals(rows, 2, where=parse("at:0 | final"))[2]
+    assert all(torch.equal(x[[0, -1]], y) for x, y in zip(whole, kept, strict=True))
+    with pytest.raises(UserError, match="matches no token"):
+        tiny_model.residuals(rows, 2, where=parse("role:page"))
 
 
 def test_capture_ends_the_forward_pass_after_the_deepest_layer(tiny_model):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import build_model, train_tokenizer
 
-from interp import ActivationStore, HookedModel, Prompt, UserError, estimate, load_model
+from interp import ActivationStore, HookedModel, Prompt, UserError, estimate, layer_files, load_model
 from interp.extract import extract
 from interp.selection import parse, prompt, role
 
@@ -320,6 +320,107 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tiny_model, finished, tmp_p
     assert "\n" not in str(error.value)
     extract(tiny_model, rows_of(tiny_model), tmp_path, layers="embed,all", token_budget=150)
     assert contents(tmp_path) == contents(finished)
+
+
+def short_of_memory(model, monkeypatch, most):
+    """Forward passes of more than ``most`` slots fail as a GPU's do; the sizes that ran are returned."""
+    ran, read = [], type(model).read
+
+    def limited(batch, *rest):
+        if batch.ids.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        ran.append(batch.ids.numel())
+        read(model, batch, *rest)
+
+    monkeypatch.setattr(model, "read", limited)
+    return ran
+
+
+def test_batches_shrink_when_the_memory_is_short(tiny_model, finished, tmp_path, monkeypatch):
+    wanted = ActivationStore.open(finished)
+    ran = short_of_memory(tiny_model, monkeypatch, 130)
+    with pytest.warns(UserWarning, match="out of memory at 150|out of memory at 14"):
+        store = extract(tiny_model, rows_of(tiny_model), tmp_path / "a", layers="embed,all", token_budget=150)
+    assert ran and max(ran) <= 130
+    assert store.index.equals(wanted.index)
+    assert all(torch.allclose(store.layer(l), wanted.layer(l), rtol=1e-5, atol=1e-5) for l in store.layers)
+    # Killed on the way, and gone on with more memory: the checksums are of the chunks, however they were run.
+    with pytest.raises(Interrupted), pytest.warns(UserWarning, match="out of memory"):
+        extract(
+            tiny_model, rows_of(tiny_model), tmp_path / "b", layers="embed,all", token_budget=150,
+            progress=interrupt_after(3),
+        )  # fmt: skip
+    monkeypatch.undo()
+    before = len(ran)
+    extract(tiny_model, rows_of(tiny_model), tmp_path / "b", layers="embed,all", token_budget=150)
+    assert len(ran) == before
+    reopened = ActivationStore.open(tmp_path / "b")
+    assert all(torch.allclose(reopened.layer(l), wanted.layer(l), rtol=1e-5, atol=1e-5) for l in wanted.layers)
+
+
+def test_a_prompt_too_large_for_the_memory_is_named(tiny_model, tmp_path, monkeypatch):
+    rows = rows_of(tiny_model)
+    longest = max(rows, key=len)
+    short_of_memory(tiny_model, monkeypatch, len(longest) - 1)
+    with pytest.raises(UserError, match=f"'{longest.id}': {len(longest)} tokens do not fit"), pytest.warns(UserWarning):
+        extract(tiny_model, rows, tmp_path, token_budget=150)
+
+
+def test_other_runtime_errors_are_not_taken_for_memory(tiny_model, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(tiny_model, "read", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        extract(tiny_model, rows_of(tiny_model), tmp_path)
+
+
+def test_an_estimate_of_the_time_is_of_the_right_size(tiny_model, tmp_path):
+    rows = rows_of(tiny_model, 60)
+    cost = estimate(tiny_model, rows, timed=True, token_budget=150)
+    start = time.perf_counter()
+    extract(tiny_model, rows, tmp_path, token_budget=150)
+    taken = time.perf_counter() - start
+    assert taken / 10 < cost.seconds < taken * 5  # the run also writes; machines are noisy
+    assert estimate(tiny_model, rows).seconds is None
+
+
+def test_a_second_process_is_refused(tiny_model, finished, tmp_path):
+    """While another process holds the store; when it is gone, the run goes on."""
+    rows = rows_of(tiny_model)
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with layer_files.locked(tmp_path):
+                os.write(writable, b".")
+                time.sleep(60)
+        finally:
+            os._exit(0)
+    assert os.read(readable, 1)
+    with pytest.raises(UserError, match="another process is writing this store"):
+        extract(tiny_model, rows, tmp_path, layers="embed,all", token_budget=150)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    extract(tiny_model, rows, tmp_path, layers="embed,all", token_budget=150)
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_a_model_spread_over_devices_gives_the_same_store(tiny_model, finished, checkpoint, tmp_path):
+    spread = load_model(checkpoint("llama"), device="sharded")
+    assert set(spread.hf.hf_device_map.values()) == {"cpu"}
+    spread.name = tiny_model.name
+    extract(spread, rows_of(spread), tmp_path, layers="embed,all", token_budget=150)
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_bfloat16_weights(checkpoint, tmp_path):
+    model = load_model(checkpoint("llama"), dtype="bfloat16")
+    rows = rows_of(model)
+    store = extract(model, rows, tmp_path, layers="1", dtype="bfloat16")
+    alone = torch.cat([model.residuals([row], 1)[1][0] for row in rows])
+    assert store.layer(1).dtype == torch.bfloat16
+    assert (store.layer(1).float() - alone.float()).abs().max() / alone.float().abs().max() < 5e-2
 
 
 def test_bad_arguments(tiny_model, tmp_path):
