@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from interp.chat import Rendered
+from interp.components import Part, module_of
 from interp.errors import UserError
 from interp.selection import EMBED, Selection
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Rows = Float[Tensor, "row d_model"]
 Sink = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
+Site = tuple[int, Part]  # a layer, and what of it
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class Edit:
     """Replace the residual stream after ``layer`` by ``fn`` of itself at the selected tokens.
 
     ``fn`` takes and returns (row, d_model), one row per selected token, and must not change its input.
-    Layer -1 is the stream before block 0.
+    Layer -1 is the stream before block 0. ``part`` edits what a component of that layer writes instead; a row of
+    ``heads`` is what all heads feed to the output projection, (n_heads x head size) wide.
     """
 
     layer: int
     where: Selection
-    fn: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+    fn: Callable[[Float[Tensor, "row width"]], Float[Tensor, "row width"]]
+    part: Part = "residual"
+
+    def bind(self, rows: Sequence[Rendered]) -> Edit:
+        """The edit for one batch, in its order of rows; an edit that depends on the prompt overrides this."""
+        return self
 
 
 class Stop(Exception):
@@ -154,13 +162,15 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         yield
         return
     check_edits(model, edits, rows, new_tokens)
+    edits = [e.bind(rows) for e in edits]
     clock = Clock(model.base, rows, {e.where for e in edits})
     expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
     touched = [0] * len(edits)
     handles: list[RemovableHandle] = []
 
-    def apply(number: int, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"] | None:
+    def apply(number: int, given: Tensor) -> Tensor | None:
         e = edits[number]
+        x = given if given.ndim == 3 else given.reshape(*clock.shape, -1)  # some write (batch * pos, d_model)
         if x.shape[:2] != clock.shape:
             raise UserError(
                 f"edit at layer {e.layer}: the block sees {tuple(x.shape[:2])} tokens, the model "
@@ -175,12 +185,12 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         new = e.fn(old)
         if new.shape != old.shape:
             raise UserError(f"edit at layer {e.layer}: fn returned shape {tuple(new.shape)}, not {tuple(old.shape)}")
-        return x.index_put(index, new.to(x))
+        return x.index_put(index, new.to(x)).reshape(given.shape)
 
     try:
         handles.append(model.base.register_forward_pre_hook(clock.read, with_kwargs=True))
         for number, e in enumerate(edits):
-            handles.append(_on_residual(model, e.layer, partial(apply, number)))
+            handles.append(_on_part(model, e.layer, e.part, partial(apply, number)))
         yield
         for e, done, wanted in zip(edits, touched, expected, strict=True):
             if clock.ticks and done < wanted:
@@ -210,7 +220,7 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
 
     try:
         for layer in sorted(layers):
-            handles.append(_on_residual(model, layer, partial(read, layer)))
+            handles.append(_on_part(model, layer, "residual", partial(read, layer)))
         yield
     except Stop:
         pass
@@ -219,17 +229,37 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
             handle.remove()
 
 
-def _on_residual(model: HookedModel, layer: int, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call ``function`` on the stream after ``layer``; what it returns replaces the stream, None keeps it.
+@contextmanager
+def tap(
+    model: HookedModel, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call ``visit(site, x)`` at every site during forward passes in the block; what it returns replaces ``x``.
 
-    The one place that knows how blocks pass the stream on: a tensor, or a tuple that starts with it; before
+    ``x`` is live, (batch, pos, width) or (batch * pos, width): copy what is to be kept.
+    """
+    handles: list[RemovableHandle] = []
+    try:
+        for site in sites:
+            handles.append(_on_part(model, *site, partial(visit, site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_part(
+    model: HookedModel, layer: int, part: Part, function: Callable[[Tensor], Tensor | None]
+) -> RemovableHandle:
+    """Call ``function`` on a part of a layer; what it returns replaces it, None keeps it.
+
+    The one place that knows how modules pass tensors on: a tensor, or a tuple that starts with it; before
     block 0, its first argument or ``hidden_states`` (position embeddings and scaling are in it by then).
     """
 
     def check(x: Any) -> Tensor:
-        if not isinstance(x, Tensor) or x.ndim != 3:
+        if not isinstance(x, Tensor) or (x.ndim != 3 and part == "residual"):
             raise UserError(
-                f"layer {layer}: expected a residual of shape (batch, pos, d_model), got "
+                f"layer {layer}: expected a {part} of shape (batch, pos, d_model), got "
                 f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; pass blocks=… for it"
             )
         return x
@@ -247,6 +277,7 @@ def _on_residual(model: HookedModel, layer: int, function: Callable[[Tensor], Te
             return None
         return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
 
-    if layer == EMBED:
-        return model.blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-    return model.blocks[layer].register_forward_hook(after)
+    module, side = module_of(model, layer, part)
+    if side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
