@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from interp.chat import Rendered
 from interp.components import Part, module_of
 from interp.errors import UserError
+from interp.io import sha256_of
 from interp.selection import EMBED, Selection
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class Edit:
     def bind(self, rows: Sequence[Rendered]) -> Edit:
         """The edit for one batch, in its order of rows; an edit that depends on the prompt overrides this."""
         return self
+
+    def identity(self, width: int) -> list[Any]:
+        """What the edit does, as data to hash. Functions cannot be compared, so it is known by its place and by what
+        it makes of fixed rows of ``width`` numbers at sizes from 0.01 to 100.
+        """
+        draw = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
+        made = self.fn(draw * torch.logspace(-2, 2, 16)[:, None])
+        return [self.layer, self.part, str(self.where), sha256_of(made.float().numpy().tobytes())]
 
 
 class Stop(Exception):

@@ -64,7 +64,8 @@ class HookedModel:
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         self.pad_id: int = next(int(p) for p in pads if p is not None)
         self._takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
-        self._head_takes_last = "logits_to_keep" in inspect.signature(hf.forward).parameters
+        # Arguments that make the head run at the last column alone, where the model knows such.
+        self.head_at_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf.forward).parameters else {}
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
 
     def __repr__(self) -> str:
@@ -182,9 +183,8 @@ class HookedModel:
         for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order], side="left")
             live = [e for e in edits if matches(e.where, batch.rows)]
-            last = {"logits_to_keep": 1} if self._head_takes_last else {}
             with torch.no_grad(), self.evaluating(), edit(self, batch.rows, live):
-                found = self.hf(**self.inputs(batch), **last).logits[:, -1]
+                found = self.hf(**self.inputs(batch), **self.head_at_last).logits[:, -1]
             logits[order] = found[:, : self.vocab_size].float().cpu()
         return logits
 
