@@ -170,6 +170,37 @@ def track(
 
 
 @app.command()
+def mechanism(
+    base: Annotated[str, typer.Option("--base", help="The model before fine-tuning: hub id or local folder.")],
+    model: Model,
+    probes: Annotated[Path, typer.Option("--probes", help="The base's probes, written by `pingscope probe`.")],
+    tasks: TasksFile,
+    validation: Annotated[
+        str, typer.Option("--validation", help="Tasks on which components are searched; other ones than --tasks.")
+    ] = "",
+    agent_probes: Annotated[Path | None, typer.Option("--agent-probes", help="The agent's probes.")] = None,
+    refusal: Annotated[
+        list[str] | None, typer.Option("--refusal", help="Beginning of a refusal in the model's words; repeatable.")
+    ] = None,
+    out: Out = Path("runs/mechanism"),
+    limit: Limit = 60,
+    judged: Annotated[int, typer.Option("--judged", min=0, help="Tasks per label generated under each patch.")] = 24,
+    budget: Annotated[int, typer.Option("--budget", min=10, help="Forward passes of the component search.")] = 200,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """Which components lost the signal, and where the base's state restores refusal (attribution, patching)."""
+    from experiments.commands import mechanism_command
+
+    mechanism_command(
+        base, model, probes, agent_probes, tasks, validation, refusal or [], out, limit, judged, budget, max_turns,
+        max_new_tokens, seed, chat_template,
+    )  # fmt: skip
+
+
+@app.command()
 def steer(
     model: Model,
     probes: Annotated[Path, typer.Option("--probes", help="Folder written by `pingscope probe`.")],

@@ -206,6 +206,50 @@ def track_command(
     write_results(out, models["agent"], sections, tokens)
 
 
+def mechanism_command(
+    base_name: str,
+    model_name: str,
+    probes_path: Path,
+    agent_probes: Path | None,
+    tasks: str,
+    validation: str,
+    refusals: Sequence[str],
+    out: Path,
+    limit: int,
+    judged: int,
+    budget: int,
+    max_turns: int,
+    max_new_tokens: int,
+    seed: int,
+    chat_template: Path | None,
+) -> None:
+    from experiments.agents.loaders import deduplicate
+    from experiments.mechanism import mechanism_study
+    from probes.logistic import LayerProbes
+
+    records = read_tasks(tasks, limit)
+    # Without tasks of its own the search gets every other one: what it found is never reported on what it saw.
+    choosing = read_tasks(validation, limit) if validation else records[1::2]
+    shown = deduplicate(records, choosing)
+    if not shown:
+        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    probes = {"base": LayerProbes.load(probes_path)}
+    if agent_probes is not None:
+        probes["agent"] = LayerProbes.load(agent_probes)
+    Run(out, say)
+    models = {"base": open_model(base_name, chat_template), "agent": open_model(model_name, chat_template)}
+    with bar("mechanism", None) as advance:
+        sections = mechanism_study(
+            models, probes, choosing, shown, environment_for, n=limit or len(records), judged=judged, budget=budget,
+            max_turns=max_turns, max_new_tokens=max_new_tokens, refusals=refusals, seed=seed, say=say,
+            progress=advance,
+        )  # fmt: skip
+    claims = sections.pop("mechanism_claims")
+    for claim in claims:
+        typer.echo(f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']]}: {claim['text']}")
+    write_results(out, models["agent"], sections | {"claims": claims})
+
+
 def steer_command(
     model_name: str,
     probes_path: Path,

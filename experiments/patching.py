@@ -30,7 +30,7 @@ from steering.injection import steered
 
 DIRECTIONS = {"denoise": ("base", "agent"), "noise": ("agent", "base")}  # donor, patched model
 LABELS = ("harmful", "benign")
-JUDGED = ("instruction", "header", "final")
+JUDGED = ("instruction", "final")
 
 
 def places(rows: Sequence[Rendered]) -> dict[str, Selection]:
@@ -58,7 +58,7 @@ def patching_study(
     Returns:
         ``measure, n, reference[model][label]``, ``maps[direction][label][layer][role]`` with ``moved`` (log-odds),
         ``share`` (of the models' difference), ``control`` (share from another prompt), ``q`` of the share being above
-        0 after false discovery control; and ``outcome[direction][layer][role]`` with ``refusal_rate`` and ``control``.
+        0 after false discovery control; and ``outcome[direction][layer][role]`` with ``refusal_rate`` and (denoising) ``control``.
     """
     check_pair(models["base"], models["agent"])
     tasks = [task for task in tasks if task.label in LABELS]
@@ -94,10 +94,11 @@ def patching_study(
         for label in LABELS:
             _control_finds(maps[direction][label])
         if judged:
+            sources = (same, foreign) if direction == "denoise" else (same,)
             outcome[direction] = {
                 layer_key(layer): {
                     name: _judged(
-                        models[taker], _first(tasks, judged), (same, foreign), layer, where[name], max_new_tokens
+                        models[taker], _first(tasks, judged), sources, layer, where[name], max_new_tokens
                     )
                     for name in JUDGED
                     if name in where
@@ -136,7 +137,7 @@ def _judged(
     max_new_tokens: int,
 ) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
-    for kind, donor in zip(("refusal_rate", "control"), sources, strict=True):
+    for kind, donor in zip(("refusal_rate", "control"), sources, strict=False):
         arm = steered("patched", [Patch(layer=layer, where=where, donor=donor)])
         ran = run_episodes(model, tasks, AnyAction, arm, max_turns=1, max_new_tokens=max_new_tokens)
         for label in LABELS:

@@ -1,7 +1,7 @@
 """Knowledge against readout: does the direction that knows of harm lie along the one that refuses?
 
 Per layer, at the final token: the cosine between the harm probe and the refusal direction (mean over refused minus
-mean over complied prompts), between base and agent, and the logit lens: the mass of refusal, action and comment starts
+mean over other prompts), between base and agent, and the logit lens: the mass of refusal, action and comment starts
 if the stream at that layer were decoded as it is. Where a model refuses all harmful and nothing else, its refusal
 direction *is* its harm direction of means; the counts say so.
 """
@@ -37,10 +37,10 @@ def readout_study(
     max_new_tokens: int = 40,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The section ``readout`` of ``results.json``; ``probes`` by model.
+    """The section ``readout`` of ``results.json``; ``probes`` by model, the base's at least.
 
     Returns:
-        ``n[model]`` (refused, complied); ``cosine[layer]`` with ``probe_refusal`` by model, ``probes`` and
+        ``n[model]`` (refused, not_refused); ``cosine[layer]`` with ``probe_refusal`` by model, ``probes`` and
         ``refusals`` (base against agent), and ``chance``: the cosine that 95 % of random directions stay below;
         ``lens[model][layer][label][class]``: probability mass.
     """
@@ -50,16 +50,15 @@ def readout_study(
         rows = [model.render(task.prompt()) for task in tasks]
         states[name] = pooled_in_memory(model, rows, layers, {"final": "final"})["final"].features
         ran = run_episodes(model, tasks, AnyAction, Arm(name), max_turns=1, max_new_tokens=max_new_tokens)
-        outcomes = [episode.outcome() for episode in ran]
-        refused[name] = np.array([{"refused": 1.0, "complied": 0.0}.get(o, math.nan) for o in outcomes])
+        refused[name] = np.array([episode.outcome() == "refused" for episode in ran])
     cosine = {}
     for layer in layers:
-        ws = {name: _at(probes[name], layer) for name in models}
+        ws = {name: _at(found, layer) for name, found in probes.items()}
         cosine[layer_key(layer)] = {
             "probe_refusal": {
-                name: _cosine(states[name][layer], refused[name], ws[name], seed=seed) for name in models
+                name: _cosine(states[name][layer], refused[name], w, seed=seed) for name, w in ws.items()
             },
-            "probes": _between(ws["base"], ws["agent"]),
+            "probes": _between(ws["base"], ws["agent"]) if "agent" in ws else None,
             "refusals": _refusals(states, refused, layer),
             "chance": 1.96 / math.sqrt(models["base"].d_model),
         }
@@ -67,7 +66,7 @@ def readout_study(
     return plain(
         {
             "n": {
-                name: {"refused": int((flags == 1).sum()), "complied": int((flags == 0).sum())}
+                name: {"refused": int(flags.sum()), "not_refused": int((~flags).sum())}
                 for name, flags in refused.items()
             },
             "cosine": cosine,
@@ -107,11 +106,9 @@ def _between(a: np.ndarray, b: np.ndarray) -> float:
 
 def _cosine(x: np.ndarray, refused: np.ndarray, w: np.ndarray, *, seed: int) -> Estimate:
     """Cosine of ``w`` and the difference of means, with its interval over prompts."""
-    here = ~np.isnan(refused)
-    x, side, missing = x[here], refused[here] == 1, int((~here).sum())
-    n = len(x)
+    side, n = refused, len(x)
     if min(side.sum(), (~side).sum()) < FEWEST:
-        return Estimate(math.nan, NO_INTERVAL, n, missing)
+        return Estimate(math.nan, NO_INTERVAL, n)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         up, down = weights[:, side], weights[:, ~side]
@@ -119,14 +116,14 @@ def _cosine(x: np.ndarray, refused: np.ndarray, w: np.ndarray, *, seed: int) -> 
         return np.asarray(r @ w / (np.linalg.norm(r, axis=1) * np.linalg.norm(w)))
 
     return Estimate(
-        float(statistic(np.ones((1, n)))[0]), bootstrap(statistic, n, strata=side, seed=seed), n, missing
+        float(statistic(np.ones((1, n)))[0]), bootstrap(statistic, n, strata=side, seed=seed), n
     )
 
 
 def _refusals(states: Mapping[str, Any], refused: Mapping[str, np.ndarray], layer: int) -> float | None:
     directions = []
     for name in ("base", "agent"):
-        yes, no = refused[name] == 1, refused[name] == 0
+        yes, no = refused[name], ~refused[name]
         if min(yes.sum(), no.sum()) < FEWEST:
             return None
         directions.append(states[name][layer][yes].mean(0) - states[name][layer][no].mean(0))

@@ -3,14 +3,14 @@
 The search sees validation tasks of all families but one: components are ranked by their first-order effect (one
 backward pass), then added greedily by measured effect while the budget of forward passes lasts. What it found is
 reported on test tasks of the family it never saw: refusal restored, benign success lost, and what random sets of the
-same size restore.
+same size restore. The ceiling is what all components together restore: the head and the embedding stay the agent's.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,18 @@ from probes.statistics import Estimate, mean, paired_difference, rate, ratio
 from steering.injection import Arm, steered
 
 BUDGET = 200  # forward passes over the selection prompts
-WIDTH = 8  # candidates measured at each step
-TARGET = 0.8  # of the lost refusal
+STEPS = 10  # of the greedy search that the budget is to last for; more candidates a step in a small model
+TARGET = 0.8  # of the decisions lost
 RANDOM_SETS = 20
 RANDOM_JUDGED = 5  # of them also generate: a generation costs dozens of passes
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a set brings back, as shares of what was lost: of the log-odds, and of the prompts decided for refusal."""
+
+    log_odds: float
+    decisions: float
 
 
 @dataclass(frozen=True)
@@ -38,44 +46,44 @@ class Found:
     """A set, what it restores on the selection prompts after each step, and what the search cost."""
 
     chosen: tuple[Component, ...]
-    path: tuple[tuple[Component, float], ...]
+    path: tuple[tuple[Component, Restored], ...]
     passes: int
 
 
 def greedy(
     ranked: Sequence[Component],
-    restored: Callable[[Sequence[Component]], float],
+    restored: Callable[[Sequence[Component]], Restored],
     *,
     target: float = TARGET,
     budget: int = BUDGET,
-    width: int = WIDTH,
 ) -> Found:
-    """Add the best of the next ``width`` candidates until ``target`` is reached, then drop what is not needed.
+    """Add the candidate that restores most log-odds until ``target`` of the decisions is back; then drop the needless.
 
     ``restored`` measures a set, one forward pass each; the search stops when it has no pass left or no candidate
-    helps.
+    helps. Candidates of a step are the best-ranked ones, ``budget`` / STEPS of them.
     """
     chosen: list[Component] = []
-    path: list[tuple[Component, float]] = []
-    left, passes, best = list(ranked), 0, 0.0
-    while left and best < target and passes + min(width, len(left)) <= budget:
-        values = [(restored([*chosen, component]), -i, component) for i, component in enumerate(left[:width])]
-        passes += len(values)
-        value, _, component = max(values)
-        if value <= best:
+    path: list[tuple[Component, Restored]] = []
+    left, passes, best = list(ranked), 0, Restored(0.0, 0.0)
+    width = max(1, budget // STEPS)
+    while left and best.decisions < target and passes + min(width, len(left)) <= budget:
+        measured = [(restored([*chosen, component]), component) for component in left[:width]]
+        passes += len(measured)
+        value, component = max(measured, key=lambda pair: pair[0].log_odds)  # ties: the better ranked
+        if value.log_odds <= best.log_odds:
             break
         chosen.append(component)
         left.remove(component)
         path.append((component, value))
         best = value
-    # What was added first can be made needless by what came after; with nothing dropped the set is minimal.
+    # What was added first can be made needless by what came after.
     for component in list(chosen):
         if len(chosen) == 1 or passes >= budget:
             break
         fewer = [other for other in chosen if other != component]
         passes += 1
         value = restored(fewer)
-        if value >= min(best, target):
+        if value.decisions >= min(best.decisions, target) and value.log_odds >= 0.98 * best.log_odds:
             chosen, best = fewer, value
     return Found(tuple(chosen), tuple(path), passes)
 
@@ -123,17 +131,23 @@ def restoration_study(
     donor = Donor(base)
     rows = [agent.render(task.prompt()) for task in train]
     own = refusal_log_odds(agent, rows, ids)
-    lost = (refusal_log_odds(base, rows, ids) - own).mean()
+    theirs = refusal_log_odds(base, rows, ids)
     everything = all_components(agent)
+    if not (theirs > 0).sum() > (own > 0).sum() or theirs.mean() <= own.mean():
+        raise UserError("restoration: the agent refuses as often as the base on these tasks; there is nothing to restore")
 
-    def restored(components: Sequence[Component]) -> float:
+    def restored(components: Sequence[Component]) -> Restored:
         progress(1)
-        edits = patch_components(donor, components, final())
-        return float((refusal_log_odds(agent, rows, ids, edits) - own).mean() / lost)
+        now = refusal_log_odds(agent, rows, ids, patch_components(donor, components, final()))
+        decided = [float((values > 0).mean()) for values in (now, own, theirs)]
+        return Restored(
+            float((now - own).mean() / (theirs - own).mean()), (decided[0] - decided[1]) / (decided[2] - decided[1])
+        )
 
     effects = estimate_effects(agent, donor, rows, final(), log_odds_of(ids))
     ranked = sorted(everything, key=lambda component: (-effects[component].mean(), component))
-    passes_before = 4  # base, agent, and the ranking's forward and backward
+    ceiling = restored(everything)
+    passes_before = 5  # base, agent, the ranking's forward and backward, the ceiling
     found = greedy(ranked, restored, budget=budget - passes_before)
 
     def report(tasks: Sequence[Record]) -> dict[str, Any]:
@@ -144,7 +158,8 @@ def restoration_study(
             "family": family,
             "families": sorted({task.category for task in train}),
             "chosen": [str(component) for component in found.chosen],
-            "path": [{"component": str(component), "restored": value} for component, value in found.path],
+            "path": [{"component": str(component), **asdict(value)} for component, value in found.path],
+            "ceiling": asdict(ceiling),
             "components": len(everything),
             "share": len(found.chosen) / len(everything),
             "forward_passes": found.passes + passes_before,
@@ -208,6 +223,7 @@ def _report(
     values = [restored(picked).value for picked in sets]
     return {
         "restored": restored(chosen),
+        "ceiling": restored(all_components(agent)),
         "refusal_restored": ratio(back, gone, groups=groups, seed=seed),
         "refusal_rate": {name: rate(flags) for name, flags in by_model.items()},
         "success_rate": {name: rate(flags) for name, flags in success.items()},
