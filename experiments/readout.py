@@ -113,7 +113,9 @@ def _cosine(x: np.ndarray, refused: np.ndarray, w: np.ndarray, *, seed: int) -> 
     def statistic(weights: np.ndarray) -> np.ndarray:
         up, down = weights[:, side], weights[:, ~side]
         r = (up @ x[side]) / up.sum(1, keepdims=True) - (down @ x[~side]) / down.sum(1, keepdims=True)
-        return np.asarray(r @ w / (np.linalg.norm(r, axis=1) * np.linalg.norm(w)))
+        lengths = np.linalg.norm(r, axis=1) * np.linalg.norm(w)
+        # Before block 0 the final token is the same in every prompt: no difference, no direction.
+        return np.divide(r @ w, lengths, out=np.full(len(r), np.nan), where=lengths > 0)
 
     return Estimate(
         float(statistic(np.ones((1, n)))[0]), bootstrap(statistic, n, strata=side, seed=seed), n

@@ -37,8 +37,8 @@ def test_same_solution_as_scikit_learn(C, gap):
     w = model.coef_[0] / scaler.scale_
     b = model.intercept_[0] - w @ scaler.mean_
     ours, intercept = solver.direction(fit)
-    assert ours == pytest.approx(w, rel=1e-6, abs=1e-7 * np.abs(w).max())
-    assert intercept == pytest.approx(b, rel=1e-6, abs=1e-6)
+    assert ours == pytest.approx(w, rel=1e-5, abs=1e-5 * np.abs(w).max())
+    assert intercept == pytest.approx(b, rel=1e-5, abs=1e-5)
     theirs = objective(z, positive, model.coef_[0], model.intercept_[0], C)
     assert fit.objective == pytest.approx(objective(z, positive, ours * scaler.scale_, fit.intercept, C), abs=1e-8)
     assert fit.objective <= theirs + 1e-8
@@ -67,7 +67,7 @@ def test_sweep_is_the_loop_over_folds_labels_and_c():
                 model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
                 model.fit(scaler.transform(x[train]), own[train])
                 wanted = model.decision_function(scaler.transform(x[test]))
-                assert scores[c, i, test] == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+                assert scores[c, i, test] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
 def test_constant_coordinates_and_one_sided_folds():
