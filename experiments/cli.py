@@ -141,13 +141,19 @@ def cache(
 def probe(
     store: Annotated[Path, typer.Option("--store", help="Activation store of labelled prompts.")],
     out: Out,
-    pooling: Annotated[str, typer.Option("--pooling", help="mean_prompt, mean_instruction or final.")] = "mean_prompt",
+    pooling: Annotated[
+        str,
+        typer.Option("--pooling", help="mean_prompt, mean_instruction, final; or mean:SELECTION, max:SELECTION."),
+    ] = "mean_prompt",
+    strength: Annotated[
+        str, typer.Option("--C", help="Inverse regularisation; cv: by grouped cross-validation.")
+    ] = "0.1",
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
     """Fit per-layer logistic probes on a store, with shuffled-label and random-direction controls."""
     from experiments.commands import probe_command
 
-    probe_command(store, out, pooling, seed)
+    probe_command(store, out, pooling, strength, seed)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -140,7 +140,7 @@ def cache_command(
     typer.echo(f"store: {out} ({store.index.num_rows} rows, layers {', '.join(map(str, store.layers))})")
 
 
-def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
+def probe_command(store_path: Path, out: Path, pooling: str, strength: str, seed: int) -> None:
     from experiments.tracking import layer_key, plain
     from interp.io import read_json
     from interp.store import ActivationStore
@@ -148,8 +148,16 @@ def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
     from probes.logistic import LayerProbes
     from probes.pooling import POOLINGS, pool
 
-    if pooling not in POOLINGS:
-        raise UserError(f"--pooling {pooling!r}: unknown; use one of {', '.join(POOLINGS)}")
+    if pooling not in POOLINGS and not pooling.startswith(("mean:", "max:")):
+        raise UserError(
+            f"--pooling {pooling!r}: unknown; use one of {', '.join(POOLINGS)}, or mean: or max: and a selection"
+        )
+    try:
+        C: float | Literal["cv"] = "cv" if strength == "cv" else float(strength)
+    except ValueError as error:
+        raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it") from error
+    if C != "cv" and not C > 0:
+        raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it")
     store = ActivationStore.open(store_path)
     pooled = pool(store, pooling)
     for label in ("harmful", "benign"):
@@ -159,12 +167,12 @@ def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
     known = read_json(groups_path) if groups_path.exists() else {}
     groups = [known.get(prompt, prompt) for prompt in pooled.prompt_ids]
     meta = {"pooling": pooling, "fingerprint": store.meta["identity"]["model"], "store": str(store_path)}
-    probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, seed=seed, meta=meta)
-    scores = evaluate(pooled.features, pooled.labels, groups=groups, seed=seed)
+    probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, C=C, seed=seed, meta=meta)
+    scores = evaluate(pooled.features, pooled.labels, groups=groups, C=C, seed=seed)
     probes.save(out)
     table = plain({layer_key(layer): row for layer, row in scores.items()})
     write_json(out / "evaluation.json", table)
-    columns = ("auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc")
+    columns = ("auroc", "accuracy", "tpr_at_1fpr", "calibration_error", "shuffled_auroc", "random_auroc", "means_auroc")
     rows = [[layer, *(percent(row[name]) for name in columns)] for layer, row in table.items()]
     print_table(["layer", *columns], rows, f"per cent [95% interval], held out, n = {len(pooled.labels)}, {pooling}")
     typer.echo(f"probes: {out}")

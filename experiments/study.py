@@ -1,7 +1,7 @@
 """The main job: `pingscope study`. One stage after another, each found again by the hash of its inputs.
 
 models → prefix search (validation) → behaviour by arm (test) → first tokens → probes, tracks and collapse readings →
-mechanism (attribution, readout, patching, restoration) → steering (chosen on validation, reported on test) → fine-tuning series → claims → report.
+mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on validation, reported on test) → fine-tuning series → claims → report.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from experiments.agents.records import Record
 from experiments.behaviour import Rates, compare, rates
 from experiments.bench import Bench, open_bench
+from experiments.checkpoints import Series
 from experiments.claims import make_claims
 from experiments.config import StudyConfig, save_config
+from experiments.detectors import detector_study
 from experiments.first_token import first_token_mass
 from experiments.inputs import environment_for, take
 from experiments.mechanism import mechanism_study
@@ -64,6 +66,7 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     results["first_token"] = first_token_stage(bench, arms)
     results |= tracking_stage(bench, arms)
     results |= mechanism_stage(bench)
+    results["detectors"] = detector_stage(bench)
     results |= steering_stage(bench)
     results["dose_response"] = dose_response_stage(bench)
     results["claims"] = make_claims(results)
@@ -201,6 +204,15 @@ def mechanism_stage(bench: Bench) -> dict[str, Any]:
     return bench.run.stage("mechanism", bench.identity(mechanism=settings.model_dump(), probes=hashes), compute)
 
 
+def detector_stage(bench: Bench) -> dict[str, Any]:
+    """Detectors at one false-positive rate: trained on validation tasks, read on test tasks."""
+
+    def compute() -> dict[str, Any]:
+        return detector_study(bench.models, bench.validation, bench.test, seed=bench.config.seed)
+
+    return bench.run.stage("detectors", bench.identity(), compute)
+
+
 def steering_stage(bench: Bench) -> dict[str, Any]:
     """Layers and dose on validation tasks, the chosen layers on test tasks, random directions beside them."""
     config, folder = bench.config, bench.run.folder
@@ -240,11 +252,13 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
     def compute() -> list[dict[str, Any]]:
         series = [(0, bench.base), *((step, load_model(path)) for step, path in bench.checkpoints)]
         rows = []
+        readings = Series.start(bench.base, bench.test, probes, seed=bench.config.seed)
         for step, model in series:
             ran = bench.episodes(Arm(f"step-{step}"), bench.test, model)
             chosen = model.fingerprint == bench.agent.fingerprint
             gap = final_gap(model, bench.test, probes, seed=bench.config.seed)
-            rows.append({"step": step, "behaviour": rates(ran), "gap": gap, "chosen": chosen})
+            row = {"step": step, "behaviour": rates(ran), "gap": gap, "readings": readings.read(model)}
+            rows.append(row | {"chosen": chosen})
         return rows
 
     inputs = bench.identity(

@@ -19,6 +19,7 @@ SECTIONS: dict[str, Any] = {
     "curves": dict,
     "collapse": dict,
     "floor": dict,
+    "detectors": dict,
     "attribution": dict,
     "readout": dict,
     "patching": dict,

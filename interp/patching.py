@@ -61,8 +61,8 @@ class Donor:
 
     def states(
         self, rows: Sequence[Rendered], where: Selection, site: Site
-    ) -> list[Float[Tensor, "token width"]]:
-        """The selected tokens' states of every row at ``site``."""
+    ) -> list[Tensor]:
+        """States (token, width) of the selected tokens of every row at ``site``."""
         missing = [row for row in rows if (site, where, row.ids, row.roles) not in self.known]
         for order in token_budget_batches([len(row) for row in missing], self.model.token_budget):
             self._read([missing[i] for i in order], where, site[1])
