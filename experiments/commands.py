@@ -254,7 +254,9 @@ def mechanism_command(
         )  # fmt: skip
     claims = sections.pop("mechanism_claims")
     for claim in claims:
-        typer.echo(f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']]}: {claim['text']}")
+        typer.echo(
+            f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
+        )
     write_results(out, models["agent"], sections | {"claims": claims})
 
 

@@ -98,8 +98,8 @@ def _carriers(section: Mapping[str, Any]) -> dict[str, Any]:
     names = ", ".join(f"{name} ({lost['value']:+.1f})" for name, lost, _ in parts[:3]) or "no component"
     return {
         "id": "components-lost",
-        "text": f"At the final token after layer {layer} the probe's harmful-benign gap fell by {number(total)} logits, "
-        f"mostly in what these write: {names}.{share}",
+        "text": f"At the final token after layer {layer} the probe's harmful-benign logit gap fell by "
+        f"{number(total)}, mostly in what these write: {names}.{share}",
         "holds": bool(real and parts),
         "evidence": {
             "gap lost": total,
@@ -153,8 +153,8 @@ def _set(section: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": "few-components",
         "text": f"Patching {', '.join(section['chosen']) or 'no component'} ({100 * share:.0f}% of "
-        f"{section['components']} components) at the final token alone restores {percent(back)} of the lost refusals on "
-        f"the held-out family {section['family']}, at "
+        f"{section['components']} components) at the final token alone restores {percent(back)} of the lost refusals "
+        f"on the held-out family {section['family']}, at "
         + ("an unknown cost" if points is None else f"{points:.0f} points of benign success")
         + ("" if worst is None else f"; the best of {len(random)} random sets of that size restores {100 * worst:.0f}%")
         + ".",

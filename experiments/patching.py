@@ -58,7 +58,8 @@ def patching_study(
     Returns:
         ``measure, n, reference[model][label]``, ``maps[direction][label][layer][role]`` with ``moved`` (log-odds),
         ``share`` (of the models' difference), ``control`` (share from another prompt), ``q`` of the share being above
-        0 after false discovery control; and ``outcome[direction][layer][role]`` with ``refusal_rate`` and (denoising) ``control``.
+        0 after false discovery control; and ``outcome[direction][layer][role]`` with ``refusal_rate`` and, denoising,
+        ``control``.
     """
     check_pair(models["base"], models["agent"])
     tasks = [task for task in tasks if task.label in LABELS]
@@ -77,7 +78,9 @@ def patching_study(
         for layer in layers:
             for name, selection in where.items():
                 moved = [
-                    refusal_log_odds(models[taker], rows[taker], ids, [Patch(layer=layer, where=selection, donor=donor)])
+                    refusal_log_odds(
+                        models[taker], rows[taker], ids, [Patch(layer=layer, where=selection, donor=donor)]
+                    )
                     - before[taker]
                     for donor in (same, foreign)
                 ]
@@ -97,9 +100,7 @@ def patching_study(
             sources = (same, foreign) if direction == "denoise" else (same,)
             outcome[direction] = {
                 layer_key(layer): {
-                    name: _judged(
-                        models[taker], _first(tasks, judged), sources, layer, where[name], max_new_tokens
-                    )
+                    name: _judged(models[taker], _first(tasks, judged), sources, layer, where[name], max_new_tokens)
                     for name in JUDGED
                     if name in where
                 }

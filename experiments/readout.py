@@ -88,9 +88,7 @@ def logit_lens(
             stream = torch.as_tensor(x, dtype=head.weight.dtype, device=head.weight.device)
             mass = head(stream if norm is None else norm(stream)).float().softmax(-1).double().cpu().numpy()
         found[layer_key(layer)] = {
-            label: {
-                name: mean(mass[kinds == label][:, list(ids)].sum(1), seed=seed) for name, ids in classes.items()
-            }
+            label: {name: mean(mass[kinds == label][:, list(ids)].sum(1), seed=seed) for name, ids in classes.items()}
             for label in dict.fromkeys(labels)
         }
     return found
@@ -117,9 +115,7 @@ def _cosine(x: np.ndarray, refused: np.ndarray, w: np.ndarray, *, seed: int) -> 
         # Before block 0 the final token is the same in every prompt: no difference, no direction.
         return np.divide(r @ w, lengths, out=np.full(len(r), np.nan), where=lengths > 0)
 
-    return Estimate(
-        float(statistic(np.ones((1, n)))[0]), bootstrap(statistic, n, strata=side, seed=seed), n
-    )
+    return Estimate(float(statistic(np.ones((1, n)))[0]), bootstrap(statistic, n, strata=side, seed=seed), n)
 
 
 def _refusals(states: Mapping[str, Any], refused: Mapping[str, np.ndarray], layer: int) -> float | None:

@@ -134,7 +134,9 @@ def restoration_study(
     theirs = refusal_log_odds(base, rows, ids)
     everything = all_components(agent)
     if not (theirs > 0).sum() > (own > 0).sum() or theirs.mean() <= own.mean():
-        raise UserError("restoration: the agent refuses as often as the base on these tasks; there is nothing to restore")
+        raise UserError(
+            "restoration: the agent refuses as often as the base on these tasks; there is nothing to restore"
+        )
 
     def restored(components: Sequence[Component]) -> Restored:
         progress(1)

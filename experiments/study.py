@@ -1,7 +1,8 @@
 """The main job: `pingscope study`. One stage after another, each found again by the hash of its inputs.
 
 models → prefix search (validation) → behaviour by arm (test) → first tokens → probes, tracks and collapse readings →
-mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on validation, reported on test) → fine-tuning series → claims → report.
+mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on validation, reported on test)
+→ fine-tuning series → claims → report.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def section(results: dict[str, Any]) -> Section | None:
         title="Which components lost the signal",
         question="The probe’s logit is a sum of what each component wrote. Which of them stopped writing?",
         reading=(
-            "The logit at the final token is exactly the sum of the embedding, every attention layer, every MLP and the "
-            "intercept. Each bar is the part of the harmful minus benign gap that one component lost (base minus "
+            "The logit at the final token is exactly the sum of the embedding, every attention layer, every MLP and "
+            "the intercept. Each bar is the part of the harmful minus benign gap that one component lost (base minus "
             "agent, same prompts), with a 95% interval; filled bars stand after false discovery control, grey ones do "
             "not. To be the probe’s own, a loss must exceed what random directions of the same length lose."
         ),

@@ -50,7 +50,15 @@ def section(results: dict[str, Any]) -> Section | None:
         for model in models
         for name, cell in found[model]["detectors"].items()
     ]  # fmt: skip
-    head = ["Model", "Detector", "Caught", "Benign flagged", "Look-alikes flagged", "AUROC", "Caught at 1% of the test’s"]
+    head = [
+        "Model",
+        "Detector",
+        "Caught",
+        "Benign flagged",
+        "Look-alikes flagged",
+        "AUROC",
+        "Caught at 1% of the test’s",
+    ]
     n = found[models[0]]["n"]
     return Section(
         id="detectors",

@@ -28,9 +28,7 @@ def section(results: dict[str, Any]) -> Section | None:
         view = {"direction": direction}
         layers = sort_layers(cells)
         for name, title in SHOWN.items():
-            panels.append(
-                Panel(f"{title}, log-odds moved", _map(cells, layers, name), f"{title}: {words}.", view)
-            )
+            panels.append(Panel(f"{title}, log-odds moved", _map(cells, layers, name), f"{title}: {words}.", view))
         tables.append(_table(cells, layers, words, view))
         tables += _outcomes(patching, direction, words, view)
     reference = patching.get("reference") or {}

@@ -111,9 +111,18 @@ def _cosines(readout: dict[str, Any]) -> Table:
     for layer in sort_layers(readout["cosine"]):
         cell = readout["cosine"][layer]
         own = [plain(cell["probe_refusal"].get(model)) for model in ("base", "agent")]
-        between = ["–" if cell.get(k) is None else f"{cell[k]:.2f}".replace("-", "\u2212") for k in ("probes", "refusals")]
+        between = [
+            "–" if cell.get(k) is None else f"{cell[k]:.2f}".replace("-", "\u2212") for k in ("probes", "refusals")
+        ]
         rows.append([layer, *own, *between, f"{cell['chance']:.2f}"])
-    head = ["Layer", "Probe and refusal, base", "… agent", "Probes, base and agent", "Refusal, base and agent", "Chance"]
+    head = [
+        "Layer",
+        "Probe and refusal, base",
+        "… agent",
+        "Probes, base and agent",
+        "Refusal, base and agent",
+        "Chance",
+    ]
     n = "; ".join(f"{model}: {c['refused']} refused, {c['not_refused']} not" for model, c in readout["n"].items())
     return Table(f"Cosines at the final token ({n}); a dash: too few of one kind.", head, rows, folded=True)
 

@@ -239,9 +239,7 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
 
 
 @contextmanager
-def tap(
-    model: HookedModel, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]
-) -> Iterator[None]:
+def tap(model: HookedModel, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``visit(site, x)`` at every site during forward passes in the block; what it returns replaces ``x``.
 
     ``x`` is live, (batch, pos, width) or (batch * pos, width): copy what is to be kept.

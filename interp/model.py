@@ -65,7 +65,9 @@ class HookedModel:
         self.pad_id: int = next(int(p) for p in pads if p is not None)
         self._takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
         # Arguments that make the head run at the last column alone, where the model knows such.
-        self.head_at_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf.forward).parameters else {}
+        self.head_at_last = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf.forward).parameters else {}
+        )
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
 
     def __repr__(self) -> str:

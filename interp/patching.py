@@ -59,9 +59,7 @@ class Donor:
     name: str = "same prompt"
     known: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def states(
-        self, rows: Sequence[Rendered], where: Selection, site: Site
-    ) -> list[Tensor]:
+    def states(self, rows: Sequence[Rendered], where: Selection, site: Site) -> list[Tensor]:
         """States (token, width) of the selected tokens of every row at ``site``."""
         missing = [row for row in rows if (site, where, row.ids, row.roles) not in self.known]
         for order in token_budget_batches([len(row) for row in missing], self.model.token_budget):
@@ -151,7 +149,9 @@ def check_pair(one: HookedModel, other: HookedModel) -> None:
     """
     sizes = [(model.n_layers, count_heads(model), model.d_model) for model in (one, other)]
     if sizes[0] != sizes[1]:
-        named = [f"{m.name} has {s[0]} layers x {s[1]} heads x {s[2]}" for m, s in zip((one, other), sizes, strict=True)]
+        named = [
+            f"{m.name} has {s[0]} layers x {s[1]} heads x {s[2]}" for m, s in zip((one, other), sizes, strict=True)
+        ]
         raise UserError(f"patching: {', '.join(named)}; give two checkpoints of one architecture")
 
 
@@ -172,7 +172,11 @@ def estimate_effects(
         batch = model.batch(mine, side="left")
         width = batch.ids.shape[1]
         states: dict[Site, Tensor] = {}
-        with torch.enable_grad(), model.evaluating(), tap(model, [(EMBED, "residual"), *sites], partial(_record, states)):
+        with (
+            torch.enable_grad(),
+            model.evaluating(),
+            tap(model, [(EMBED, "residual"), *sites], partial(_record, states)),
+        ):
             logits = model.hf(**model.inputs(batch), **model.head_at_last).logits[:, -1].float()
             gradients = torch.autograd.grad(metric(logits).sum(), [states[site] for site in sites])
         columns = [torch.tensor(where.mask(row)).nonzero()[:, 0] + width - len(row) for row in mine]

@@ -49,7 +49,9 @@ class Coherence:
         y = torch.as_tensor(positive.astype(np.float32))
         w = torch.tensor(start[0] * scale, dtype=torch.float32, requires_grad=True)
         b = torch.tensor(start[1] + start[0] @ centre, dtype=torch.float32, requires_grad=True)
-        optimiser = torch.optim.AdamW([{"params": [w], "weight_decay": DECAY}, {"params": [b], "weight_decay": 0.0}], lr=RATE)
+        optimiser = torch.optim.AdamW(
+            [{"params": [w], "weight_decay": DECAY}, {"params": [b], "weight_decay": 0.0}], lr=RATE
+        )
         with torch.enable_grad():
             for _ in range(STEPS):
                 loss = _loss(x @ w + b, mask, y)

@@ -58,7 +58,9 @@ class GramSolver:
             p = expit(np.clip(f, -_FAR, _FAR))
             w = C * p * (1 - p)
             root = np.sqrt(w)
-            factor = cho_factor(root[:, None] * kernel * root + np.eye(n), lower=True, overwrite_a=True, check_finite=False)
+            factor = cho_factor(
+                root[:, None] * kernel * root + np.eye(n), lower=True, overwrite_a=True, check_finite=False
+            )
             # (I + WK)^-1 of the two right-hand sides, without dividing by weights that may be tiny.
             right = np.stack([w * f + C * (y - p), w], 1)
             solved = right - root[:, None] * cho_solve(factor, root[:, None] * (kernel @ right), check_finite=False)

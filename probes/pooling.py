@@ -191,9 +191,7 @@ def blocks(states: torch.Tensor, rows: np.ndarray) -> Iterator[tuple[np.ndarray,
         yield chosen, piece.double().numpy()
 
 
-def _finish(
-    total: np.ndarray, counts: np.ndarray, pooling: str, layer: int, prompt_ids: Sequence[str]
-) -> np.ndarray:
+def _finish(total: np.ndarray, counts: np.ndarray, pooling: str, layer: int, prompt_ids: Sequence[str]) -> np.ndarray:
     broken = ~np.isfinite(total).all(1) & (counts > 0)
     if broken.any():
         raise UserError(

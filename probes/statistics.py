@@ -85,9 +85,7 @@ def column_means(values: np.ndarray, *, seed: int = 0) -> list[Estimate]:
     return result
 
 
-def column_gaps(
-    values: np.ndarray, positive: np.ndarray, *, groups: Groups = None, seed: int = 0
-) -> list[Estimate]:
+def column_gaps(values: np.ndarray, positive: np.ndarray, *, groups: Groups = None, seed: int = 0) -> list[Estimate]:
     """Mean of positive rows minus mean of the others, for every column of (row, column), resampled together.
 
     Rows with a missing value are left out of every column: the columns are parts of one whole.

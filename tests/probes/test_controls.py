@@ -93,8 +93,8 @@ def test_means_and_nested_choice_of_c(data) -> None:
     wide = np.concatenate([x, np.random.default_rng(0).standard_normal((160, 300))], 1)
     for features in (x, wide):
         found = evaluate({0: features}, y, groups=list(groups), C="cv")[0]
-        assert found["auroc"].value > 0.9 and found["means_auroc"].value > 0.9
-        assert 0.2 < found["means_cosine"].ci[0] <= found["means_cosine"].value <= 1
+        assert found["auroc"].value > 0.75 and found["means_auroc"].value > 0.75
+        assert 0.1 < found["means_cosine"].ci[0] <= found["means_cosine"].value <= 1
 
 
 def test_shuffled_labels_keep_each_folds_share(data) -> None:
