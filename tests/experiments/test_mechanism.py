@@ -19,6 +19,7 @@ from experiments.patching import patching_study
 from experiments.readout import readout_study
 from experiments.restoration import Restored, greedy, held_out_family, restoration_study
 from interp.errors import UserError
+from interp.io import write_json
 from interp.model import HookedModel
 from interp.patching import Component
 from probes.logistic import LayerProbes
@@ -57,15 +58,31 @@ def probes(models):
     return {name: LayerProbes((1, 2, 3), rng.standard_normal((3, 64)), np.zeros(3)) for name in models}
 
 
-@pytest.fixture
-def refusals(models, monkeypatch):
+@pytest.fixture(scope="module")
+def refusals(models):
     """Tokens that the base says and the agent does not, as the class of refusals."""
     rows = {name: [model.render(task.prompt()) for task in TASKS] for name, model in models.items()}
     mass = {name: models[name].next_token_logits(rows[name]).softmax(-1).mean(0) for name in models}
     ids = (mass["base"] > mass["agent"]).nonzero()[:, 0].tolist()
-    for module in (patching, restoration):
-        monkeypatch.setattr(module, "refusal_tokens", lambda model, refusals=(): ids)
-    return ids
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (patching, restoration):
+            patch.setattr(module, "refusal_tokens", lambda model, refusals=(): ids)
+        yield ids
+
+
+@pytest.fixture(scope="module")
+def patched(models, refusals):
+    return patching_study(models, TASKS[:18], judged=2, max_new_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def restored(models, refusals):
+    return restoration_study(models, CHOOSING, TASKS, AnyAction, max_turns=1, max_new_tokens=3, held_out="privacy")
+
+
+@pytest.fixture(scope="module")
+def attributed(models, probes):
+    return attribution_study(models, probes["base"], TASKS)
 
 
 def test_log_odds_are_those_of_the_probabilities(tiny_model):
@@ -77,8 +94,8 @@ def test_log_odds_are_those_of_the_probabilities(tiny_model):
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
-def test_attribution_lays_the_loss_at_the_component_that_changed(models, probes):
-    section = attribution_study(models, probes["base"], TASKS)
+def test_attribution_lays_the_loss_at_the_component_that_changed(attributed):
+    section = attributed
     assert section["n"] == {"harmful": 12, "benign": 12}
     for layer, cell in section["layers"].items():
         lost = {name: one["value"] for name, one in zip(cell["components"], cell["lost"], strict=True)}
@@ -91,8 +108,8 @@ def test_attribution_lays_the_loss_at_the_component_that_changed(models, probes)
         assert len(cell["shuffled"]["low"]) == len(cell["components"])
 
 
-def test_the_patching_map_turns_where_the_change_is(models, refusals):
-    section = patching_study(models, TASKS, judged=2, max_new_tokens=3)
+def test_the_patching_map_turns_where_the_change_is(patched):
+    section = patched
     denoise = section["maps"]["denoise"]["harmful"]
     assert set(denoise) == {"embed", "0", "1", "2", "3"}
     assert {"system", "instruction", "page", "header", "final", "prompt"} <= set(denoise["0"])
@@ -111,8 +128,8 @@ def test_the_patching_map_turns_where_the_change_is(models, refusals):
     assert section["outcome"]["denoise"]["3"]["final"]["harmful"]["control"]["n"] == 2
 
 
-def test_the_search_finds_the_one_component(models, refusals):
-    section = restoration_study(models, CHOOSING, TASKS, AnyAction, max_turns=1, max_new_tokens=3, held_out="privacy")
+def test_the_search_finds_the_one_component(restored):
+    section = restored
     assert section["chosen"] == ["mlp 2"] and section["components"] == 20 and section["share"] == 0.05
     assert section["family"] == "privacy" and section["families"] == ["content"]
     assert section["forward_passes"] <= 200
@@ -148,7 +165,7 @@ def test_a_pair_without_a_loss_is_said_not_divided_by(models, refusals):
     same = {"base": models["base"], "agent": models["base"]}
     with pytest.raises(UserError, match="nothing to restore"):
         restoration_study(same, CHOOSING, TASKS, AnyAction)
-    section = patching_study(same, TASKS, judged=0)
+    section = patching_study(same, TASKS[:6], judged=0)
     cells = [cell for roles in section["maps"]["denoise"]["harmful"].values() for cell in roles.values()]
     assert all(cell["share"]["value"] is None for cell in cells)
     assert all(abs(cell["moved"]["value"]) < 1e-4 for cell in cells)
@@ -190,15 +207,26 @@ def test_deep_models_show_a_dozen_layers():
     assert shown_layers(range(80))[-1] == 79 and len(shown_layers(range(80))) == 12
 
 
-def test_claims_follow_the_numbers(models, probes, refusals):
-    sections = {
-        "attribution": attribution_study(models, probes["base"], TASKS),
-        "patching": patching_study(models, TASKS, judged=0),
-        "restoration": restoration_study(
-            models, CHOOSING, TASKS, AnyAction, max_turns=1, max_new_tokens=3, held_out="privacy"
-        ),
-    }
+def test_claims_follow_the_numbers(attributed, patched, restored):
+    sections = {"attribution": attributed, "patching": patched, "restoration": restored}
     claims = {claim["id"]: claim for claim in mechanism_claims(sections)}
     assert set(claims) == {"components-lost", "state-restores", "few-components"}
     assert claims["state-restores"]["holds"] is True
     assert "mlp 2" in claims["few-components"]["text"]
+
+
+def test_the_report_draws_every_section(attributed, patched, restored, models, probes, tmp_path):
+    from figures.report import build_report
+
+    sections = {
+        "attribution": attributed,
+        "patching": patched,
+        "restoration": restored,
+        "readout": readout_study(models, probes, TASKS, max_new_tokens=3),
+        "detectors": detector_study({"base": models["base"]}, CHOOSING, TASKS, layers=[1]),
+    }
+    write_json(tmp_path / "results.json", {"schema_version": 1, "meta": {}, "claims": [], **sections})
+    page = build_report(tmp_path).read_text()
+    for name in ("attribution", "patching", "restoration", "detectors"):
+        assert f'<section id="{name}"' in page
+    assert "mlp 2" in page and "held-out family (privacy)" in page
