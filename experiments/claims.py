@@ -203,5 +203,5 @@ def _steering(results: dict[str, Any]) -> list[Claim]:
 
 
 def _collapse(results: dict[str, Any]) -> list[Claim]:
-    # Filled by the tracking study, which knows its readings and its floor.
-    return list(results.get("collapse_claims", []))
+    # Filled by the tracking study, which knows its readings and its floor, and by the study of the mechanism.
+    return [*results.get("collapse_claims", []), *results.get("mechanism_claims", [])]

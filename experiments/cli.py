@@ -141,13 +141,19 @@ def cache(
 def probe(
     store: Annotated[Path, typer.Option("--store", help="Activation store of labelled prompts.")],
     out: Out,
-    pooling: Annotated[str, typer.Option("--pooling", help="mean_prompt, mean_instruction or final.")] = "mean_prompt",
+    pooling: Annotated[
+        str,
+        typer.Option("--pooling", help="mean_prompt, mean_instruction, final; or mean:SELECTION, max:SELECTION."),
+    ] = "mean_prompt",
+    strength: Annotated[
+        str, typer.Option("--C", help="Inverse regularisation; cv: by grouped cross-validation.")
+    ] = "0.1",
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
     """Fit per-layer logistic probes on a store, with shuffled-label and random-direction controls."""
     from experiments.commands import probe_command
 
-    probe_command(store, out, pooling, seed)
+    probe_command(store, out, pooling, strength, seed)
 
 
 @app.command()
@@ -167,6 +173,37 @@ def track(
     from experiments.commands import track_command
 
     track_command(model, base, probes, prompts, out, prefix, limit, chat_template)
+
+
+@app.command()
+def mechanism(
+    base: Annotated[str, typer.Option("--base", help="The model before fine-tuning: hub id or local folder.")],
+    model: Model,
+    probes: Annotated[Path, typer.Option("--probes", help="The base's probes, written by `pingscope probe`.")],
+    tasks: TasksFile,
+    validation: Annotated[
+        str, typer.Option("--validation", help="Tasks on which components are searched; other ones than --tasks.")
+    ] = "",
+    agent_probes: Annotated[Path | None, typer.Option("--agent-probes", help="The agent's probes.")] = None,
+    refusal: Annotated[
+        list[str] | None, typer.Option("--refusal", help="Beginning of a refusal in the model's words; repeatable.")
+    ] = None,
+    out: Out = Path("runs/mechanism"),
+    limit: Limit = 60,
+    judged: Annotated[int, typer.Option("--judged", min=0, help="Tasks per label generated under each patch.")] = 24,
+    budget: Annotated[int, typer.Option("--budget", min=10, help="Forward passes of the component search.")] = 200,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """Which components lost the signal, and where the base's state restores refusal (attribution, patching)."""
+    from experiments.commands import mechanism_command
+
+    mechanism_command(
+        base, model, probes, agent_probes, tasks, validation, refusal or [], out, limit, judged, budget, max_turns,
+        max_new_tokens, seed, chat_template,
+    )  # fmt: skip
 
 
 @app.command()

@@ -15,7 +15,7 @@ from probes.collapse import POSITIONS, Reference, label_controls, placed_scores,
 from probes.logistic import LayerProbes, is_harmful
 from probes.pooling import Pooled, pool
 from probes.statistics import Estimate, auroc
-from probes.verdict import READINGS, noise_floor, verdict
+from probes.verdict import READINGS, control, noise_floor, verdict
 
 SHUFFLED_PROBES = 3
 
@@ -51,6 +51,8 @@ def read_collapse(
                 "controls": {"random_weights": untrained[layer], "shuffled_labels": shuffled},
                 "verdict": verdict(base, own, limits[layer]),
             }
+    for cells in collapse.values():
+        control([cell["verdict"] for cell in cells.values()])
     claims = collapse_claims(collapse, [arm.name for arm in job.arms if arm.model != job.arms[0].model])
     return {"collapse": collapse, "collapse_claims": claims, "floor": floors.summary()}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -150,7 +150,7 @@ def cache_command(
     typer.echo(f"store: {out} ({store.index.num_rows} rows, layers {', '.join(map(str, store.layers))})")
 
 
-def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
+def probe_command(store_path: Path, out: Path, pooling: str, strength: str, seed: int) -> None:
     from experiments.tracking import layer_key, plain
     from interp.io import read_json
     from interp.store import ActivationStore
@@ -158,8 +158,16 @@ def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
     from probes.logistic import LayerProbes
     from probes.pooling import POOLINGS, pool
 
-    if pooling not in POOLINGS:
-        raise UserError(f"--pooling {pooling!r}: unknown; use one of {', '.join(POOLINGS)}")
+    if pooling not in POOLINGS and not pooling.startswith(("mean:", "max:")):
+        raise UserError(
+            f"--pooling {pooling!r}: unknown; use one of {', '.join(POOLINGS)}, or mean: or max: and a selection"
+        )
+    try:
+        C: float | Literal["cv"] = "cv" if strength == "cv" else float(strength)
+    except ValueError as error:
+        raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it") from error
+    if C != "cv" and not C > 0:
+        raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it")
     store = ActivationStore.open(store_path)
     pooled = pool(store, pooling)
     for label in ("harmful", "benign"):
@@ -169,12 +177,12 @@ def probe_command(store_path: Path, out: Path, pooling: str, seed: int) -> None:
     known = read_json(groups_path) if groups_path.exists() else {}
     groups = [known.get(prompt, prompt) for prompt in pooled.prompt_ids]
     meta = {"pooling": pooling, "fingerprint": store.meta["identity"]["model"], "store": str(store_path)}
-    probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, seed=seed, meta=meta)
-    scores = evaluate(pooled.features, pooled.labels, groups=groups, seed=seed)
+    probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, C=C, seed=seed, meta=meta)
+    scores = evaluate(pooled.features, pooled.labels, groups=groups, C=C, seed=seed)
     probes.save(out)
     table = plain({layer_key(layer): row for layer, row in scores.items()})
     write_json(out / "evaluation.json", table)
-    columns = ("auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc")
+    columns = ("auroc", "accuracy", "tpr_at_1fpr", "calibration_error", "shuffled_auroc", "random_auroc", "means_auroc")
     rows = [[layer, *(percent(row[name]) for name in columns)] for layer, row in table.items()]
     print_table(["layer", *columns], rows, f"per cent [95% interval], held out, n = {len(pooled.labels)}, {pooling}")
     typer.echo(f"probes: {out}")
@@ -222,6 +230,52 @@ def track_command(
         print_table([f"layer {layer}", *columns], rows, "mean safety logit [95% interval over prompts]")
     foreign = (Path(model_name) / OWN_MARK).exists() and any(record.source != "organism" for record in records)
     write_results(out, models["agent"], sections, tokens, [FOREIGN_PROMPTS] if foreign else ())
+
+
+def mechanism_command(
+    base_name: str,
+    model_name: str,
+    probes_path: Path,
+    agent_probes: Path | None,
+    tasks: str,
+    validation: str,
+    refusals: Sequence[str],
+    out: Path,
+    limit: int,
+    judged: int,
+    budget: int,
+    max_turns: int,
+    max_new_tokens: int,
+    seed: int,
+    chat_template: Path | None,
+) -> None:
+    from experiments.agents.loaders import deduplicate
+    from experiments.mechanism import mechanism_study
+    from probes.logistic import LayerProbes
+
+    records = read_tasks(tasks, limit)
+    # Without tasks of its own the search gets every other one: what it found is never reported on what it saw.
+    choosing = read_tasks(validation, limit) if validation else records[1::2]
+    shown = deduplicate(records, choosing)
+    if not shown:
+        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    probes = {"base": LayerProbes.load(probes_path)}
+    if agent_probes is not None:
+        probes["agent"] = LayerProbes.load(agent_probes)
+    Run(out, say)
+    models = {"base": open_model(base_name, chat_template), "agent": open_model(model_name, chat_template)}
+    with bar("mechanism", None) as advance:
+        sections = mechanism_study(
+            models, probes, choosing, shown, environment_for, n=limit or len(records), judged=judged, budget=budget,
+            max_turns=max_turns, max_new_tokens=max_new_tokens, refusals=refusals, seed=seed, say=say,
+            progress=advance,
+        )  # fmt: skip
+    claims = sections.pop("mechanism_claims")
+    for claim in claims:
+        typer.echo(
+            f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
+        )
+    write_results(out, models["agent"], sections | {"claims": claims})
 
 
 def steer_command(

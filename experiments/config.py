@@ -61,6 +61,15 @@ class Steering(_Strict):
     n_validation: int = Field(40, ge=4, description="tasks per label behind the choice of layers and dose")
 
 
+class Mechanism(_Strict):
+    """Attribution, patching and the search for the components that carry the refusal."""
+
+    n: int = Field(60, ge=0, description="tasks per label; 0 leaves the mechanism out")
+    judged: int = Field(24, ge=0, description="tasks per label whose first turn is generated under each patch")
+    budget: int = Field(200, ge=10, description="forward passes of the search for components")
+    refusals: list[str] = Field([], description="beginnings of refusals in the model's own words; empty: common ones")
+
+
 class StudyConfig(_Strict):
     seed: int = 0
     models: Models = Models()
@@ -68,6 +77,7 @@ class StudyConfig(_Strict):
     tasks: Tasks = Tasks()
     search: Search = Search()
     steering: Steering = Steering()
+    mechanism: Mechanism = Mechanism()
     max_turns: int = Field(5, ge=1)
     max_new_tokens: int = Field(40, ge=1)
     floor_updates: int = Field(20, ge=2, description="updates without behaviour change behind the noise floor")

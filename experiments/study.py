@@ -1,7 +1,8 @@
 """The main job: `pingscope study`. One stage after another, each found again by the hash of its inputs.
 
 models → prefix search (validation) → behaviour by arm (test) → first tokens → probes, tracks and collapse readings →
-steering (chosen on validation, reported on test) → fine-tuning series → claims → report.
+mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on validation, reported on test)
+→ fine-tuning series → claims → report.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import torch
 from experiments.agents.records import Record
 from experiments.behaviour import Rates, compare, rates
 from experiments.bench import Bench, open_bench
+from experiments.checkpoints import Series
 from experiments.claims import make_claims
 from experiments.config import StudyConfig, save_config
+from experiments.detectors import detector_study
 from experiments.first_token import first_token_mass
 from experiments.inputs import environment_for, take
+from experiments.mechanism import mechanism_study
 from experiments.organism.comments import neutral_comments
 from experiments.prefix_search import search_prefix
 from experiments.progress import bar, say
@@ -62,6 +66,8 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     results["search"] = with_held_out(search, results["behaviour"])
     results["first_token"] = first_token_stage(bench, arms)
     results |= tracking_stage(bench, arms)
+    results |= mechanism_stage(bench)
+    results["detectors"] = detector_stage(bench)
     results |= steering_stage(bench)
     results["dose_response"] = dose_response_stage(bench)
     results["claims"] = make_claims(results)
@@ -181,6 +187,34 @@ def tracking_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
     return bench.run.stage("tracking", inputs, compute, files=[PROBES / "probes.safetensors", Path("tracks.parquet")])
 
 
+def mechanism_stage(bench: Bench) -> dict[str, Any]:
+    """Which components lost the signal, and which of the base's states bring refusal back."""
+    settings = bench.config.mechanism
+    if not settings.n:
+        return {}
+    probes = {name: LayerProbes.load(bench.run.folder / "probes" / f"{name}-mean_prompt") for name in bench.models}
+
+    def compute() -> dict[str, Any]:
+        with bar("mechanism", None) as advance:
+            return mechanism_study(
+                bench.models, probes, bench.validation, bench.test, environment_for,
+                max_turns=bench.config.max_turns, max_new_tokens=bench.config.max_new_tokens,
+                seed=bench.config.seed, say=say, progress=advance, **settings.model_dump(),
+            )  # fmt: skip
+
+    hashes = {name: sha256_of(found.directions.tobytes()) for name, found in probes.items()}
+    return bench.run.stage("mechanism", bench.identity(mechanism=settings.model_dump(), probes=hashes), compute)
+
+
+def detector_stage(bench: Bench) -> dict[str, Any]:
+    """Detectors at one false-positive rate: trained on validation tasks, read on test tasks."""
+
+    def compute() -> dict[str, Any]:
+        return detector_study(bench.models, bench.validation, bench.test, seed=bench.config.seed)
+
+    return bench.run.stage("detectors", bench.identity(), compute)
+
+
 def steering_stage(bench: Bench) -> dict[str, Any]:
     """Layers and dose on validation tasks, the chosen layers on test tasks, random directions beside them."""
     config, folder = bench.config, bench.run.folder
@@ -220,11 +254,13 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
     def compute() -> list[dict[str, Any]]:
         series = [(0, bench.base), *((step, load_model(path)) for step, path in bench.checkpoints)]
         rows = []
+        readings = Series.start(bench.base, bench.test, probes, seed=bench.config.seed)
         for step, model in series:
             ran = bench.episodes(Arm(f"step-{step}"), bench.test, model)
             chosen = model.fingerprint == bench.agent.fingerprint
             gap = final_gap(model, bench.test, probes, seed=bench.config.seed)
-            rows.append({"step": step, "behaviour": rates(ran), "gap": gap, "chosen": chosen})
+            row = {"step": step, "behaviour": rates(ran), "gap": gap, "readings": readings.read(model)}
+            rows.append(row | {"chosen": chosen})
         return rows
 
     inputs = bench.identity(

@@ -106,6 +106,7 @@ def fit_probes(
         store = job.store(f"chat-{name}", job.models[name], job.chat_rows(job.models[name]))
         pooled[name] = {pooling: pool(store, pooling) for pooling in POOLINGS}
     labels, groups = [record.label for record in job.chat], group_ids(job.chat)
+    kinds = [record.category for record in job.chat]
     fitted: dict[tuple[str, str], LayerProbes] = {}
     table: dict[str, Any] = {}
     for name in names:
@@ -119,7 +120,9 @@ def fit_probes(
             found.save(job.out / "probes" / f"{name}-{pooling}")
             fitted[name, pooling] = found
             transfer = pooled[others[0]][pooling].features if others else None
-            scores = evaluate(features, labels, groups=groups, transfer=transfer, C=job.C, seed=job.seed)
+            scores = evaluate(
+                features, labels, groups=groups, categories=kinds, transfer=transfer, C=job.C, seed=job.seed
+            )
             table[name][pooling] = {layer_key(layer): row for layer, row in scores.items()}
     return pooled, fitted, table
 

@@ -41,9 +41,39 @@ def section(results: dict[str, Any]) -> Section | None:
             Key(WORDS["lookalike"], "lookalike", "dotted"),
             Key(WORDS["benign"], "benign", "dash"),
         ],
-        tables=[_table(points, layers)],
+        tables=[_table(points, layers), *(_readings(points, layer) for layer in layers if _known(points, layer))],
         columns=2,
     )
+
+
+READINGS = (
+    ("Raw, harmful, prompt", "raw", "prompt", "harmful"),
+    ("Raw, harmful", "raw", "final", "harmful"),
+    ("Gap", "contrast", "final", "gap"),
+    ("AUROC", "contrast", "final", "auroc"),
+    ("Shift, harmful", "shift", "final", "harmful"),
+    ("Placed probe AUROC", "placed", "final", "auroc"),
+    ("Transfer AUROC", "placed", "final", "transfer_auroc"),
+    ("Realigned gap", "realigned", "final", "gap"),
+)
+
+
+def _known(points: list[dict[str, Any]], layer: str) -> bool:
+    return any((point.get("readings") or {}).get(layer) for point in points)
+
+
+def _readings(points: list[dict[str, Any]], layer: str) -> Table:
+    """The five readings at every checkpoint, one layer."""
+    rows = []
+    for name, reading, position, leaf in READINGS:
+        cells = [
+            ((((point.get("readings") or {}).get(layer) or {}).get(reading) or {}).get(position) or {}).get(leaf)
+            for point in points
+        ]
+        rows.append([name, *[plain(cell) for cell in cells]])
+    head = ["Reading", *[f"Step {point['step']}" for point in points]]
+    caption = f"Every reading along the fine-tuning, layer {layer}, at the final token unless said, 95% intervals."
+    return Table(caption, head, rows, folded=True, view={"layer": layer})
 
 
 def _steps(points: list[dict[str, Any]]) -> np.ndarray:

@@ -17,8 +17,20 @@ POOLINGS = {
     "mean_instruction": ("mean of the instruction", "muted", "dash", "square"),
     "final": ("final token", "other", "dot", "diamond"),
 }
-MEASURES = ("auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc", "transfer_auroc")
-WORDS = ("AUROC", "Accuracy", "TPR at 1% FPR", "Shuffled labels", "Random direction", "Transfer")
+# measure: its words in the table; the controls are AUROCs
+MEASURES = {
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "tpr_at_1fpr": "TPR at 1% FPR",
+    "calibration_error": "Calibration error",
+    "shuffled_auroc": "Shuffled labels",
+    "random_auroc": "Random direction",
+    "means_auroc": "Difference of means",
+    "means_cosine": "… its cosine",
+    "category_auroc": "Held-out categories",
+    "category_worst": "… the worst",
+    "transfer_auroc": "Transfer",
+}
 
 
 def section(results: dict[str, Any]) -> Section | None:
@@ -88,8 +100,8 @@ def _table(probes: dict[str, Any], models: list[str]) -> Table:
                 cells = [layers[layer].get(name) for name in MEASURES]
                 words = POOLINGS.get(pooling, (pooling,))[0]
                 rows.append([model, words, layer, *[plain(cell) for cell in cells], count(cells[0])])
-    kept = [i for i in range(9) if i < 3 or any(row[i] != MISSING for row in rows)]
-    head = ["Model", "Pooling", "Layer", *WORDS]
+    kept = [i for i in range(3 + len(MEASURES)) if i < 3 or any(row[i] != MISSING for row in rows)]
+    head = ["Model", "Pooling", "Layer", *MEASURES.values()]
     return Table(
         "Every probe, with 95% intervals.",
         [*[head[i] for i in kept], "n"],

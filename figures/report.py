@@ -14,12 +14,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from figures import (
+    attribution,
     behaviour,
     collapse,
+    detectors,
     finetuning,
     first_token,
     injection,
+    patching,
     probing,
+    restoration,
     search,
     steering,
     summary,
@@ -37,7 +41,11 @@ DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
     "first_token": first_token.section,
     "curves or tracks": tracks.section,
     "collapse": collapse.section,
+    "attribution": attribution.section,
+    "patching": patching.section,
+    "restoration or readout": restoration.section,
     "probes": probing.section,
+    "detectors": detectors.section,
     "steering": steering.section,
     "injection": injection.section,
     "search": search.section,

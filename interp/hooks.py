@@ -19,7 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.chat import Rendered
+from interp.components import Part, module_of
 from interp.errors import UserError
+from interp.io import sha256_of
 from interp.selection import EMBED, Selection
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 Rows = Float[Tensor, "row d_model"]
 Sink = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
+Site = tuple[int, Part]  # a layer, and what of it
 
 
 @runtime_checkable
@@ -41,12 +44,26 @@ class Edit:
     """Replace the residual stream after ``layer`` by ``fn`` of itself at the selected tokens.
 
     ``fn`` takes and returns (row, d_model), one row per selected token, and must not change its input.
-    Layer -1 is the stream before block 0.
+    Layer -1 is the stream before block 0. ``part`` edits what a component of that layer writes instead; a row of
+    ``heads`` is what all heads feed to the output projection, (n_heads x head size) wide.
     """
 
     layer: int
     where: Selection
-    fn: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+    fn: Callable[[Float[Tensor, "row width"]], Float[Tensor, "row width"]]
+    part: Part = "residual"
+
+    def bind(self, rows: Sequence[Rendered]) -> Edit:
+        """The edit for one batch, in its order of rows; an edit that depends on the prompt overrides this."""
+        return self
+
+    def identity(self, width: int) -> list[Any]:
+        """What the edit does, as data to hash. Functions cannot be compared, so it is known by its place and by what
+        it makes of fixed rows of ``width`` numbers at sizes from 0.01 to 100.
+        """
+        draw = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
+        made = self.fn(draw * torch.logspace(-2, 2, 16)[:, None])
+        return [self.layer, self.part, str(self.where), sha256_of(made.float().numpy().tobytes())]
 
 
 class Stop(Exception):
@@ -161,13 +178,15 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         yield
         return
     check_edits(model, edits, rows, new_tokens)
+    edits = [e.bind(rows) for e in edits]
     clock = Clock(model.base, rows, {e.where for e in edits})
     expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
     touched = [0] * len(edits)
     handles: list[Handle] = []
 
-    def apply(number: int, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"] | None:
+    def apply(number: int, given: Tensor) -> Tensor | None:
         e = edits[number]
+        x = given if given.ndim == 3 else given.reshape(*clock.shape, -1)  # some write (batch * pos, d_model)
         if x.shape[:2] != clock.shape:
             raise UserError(
                 f"edit at layer {e.layer}: the block sees {tuple(x.shape[:2])} tokens, the model "
@@ -182,12 +201,12 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         new = e.fn(old)
         if new.shape != old.shape:
             raise UserError(f"edit at layer {e.layer}: fn returned shape {tuple(new.shape)}, not {tuple(old.shape)}")
-        return x.index_put(index, new.to(x))
+        return x.index_put(index, new.to(x)).reshape(given.shape)
 
     try:
         handles.append(model.base.register_forward_pre_hook(clock.read, with_kwargs=True))
         for number, e in enumerate(edits):
-            handles.append(model.on_residual(e.layer, partial(apply, number)))
+            handles.append(on_part(model, e.layer, e.part, partial(apply, number)))
         yield
         for e, done, wanted in zip(edits, touched, expected, strict=True):
             if clock.ticks and done < wanted:
@@ -224,6 +243,30 @@ def capture(model: HookedModel, layers: Sequence[int], sink: Sink, *, stop: bool
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def tap(model: HookedModel, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call ``visit(site, x)`` at every site during forward passes in the block; what it returns replaces ``x``.
+
+    ``x`` is live, (batch, pos, width) or (batch * pos, width): copy what is to be kept.
+    """
+    handles: list[Handle] = []
+    try:
+        for site in sites:
+            handles.append(on_part(model, *site, partial(visit, site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def on_part(model: HookedModel, layer: int, part: Part, function: Callable[[Tensor], Tensor | None]) -> Handle:
+    """Call ``function`` on a part of a layer; what it returns replaces it, None keeps it."""
+    if part == "residual":
+        return model.on_residual(layer, function)
+    module, side = module_of(model, layer, part)
+    return (on_input if side == "input" else on_output)(module, function)
 
 
 def on_residual(blocks: Sequence[nn.Module], layer: int, function: Callable[[Tensor], Tensor | None]) -> Handle:

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from interp.errors import UserError
-from probes.controls import FOLDS, SHUFFLES, CrossFit, average, cross_fit
-from probes.logistic import C_DEFAULT, LayerProbes, folds
+from probes.controls import FOLDS, SHUFFLES, CrossFit, average, cross_fit, permute_within
+from probes.logistic import C_DEFAULT, LayerProbes, folds, score_sweep
 from probes.pooling import Pooled
 from probes.realigned import realign
 from probes.resampling import NO_INTERVAL, Groups, bootstrap, codes
@@ -77,11 +77,11 @@ class Reference:
         }
 
     @cached_property
-    def shuffled(self) -> list[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]]:
-        """(labels, folds) of a few permutations of the contrasted prompts' labels."""
-        rng, groups = np.random.default_rng(self.seed), self.within(self.contrasted)
-        mixed = [rng.permutation(self.harmful[self.contrasted]) for _ in range(SHUFFLES)]
-        return [(labels, folds(labels, groups, FOLDS, self.seed)) for labels in mixed]
+    def shuffled(self) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Permutations of the contrasted prompts' labels (permutation, prompt), and the folds they share."""
+        rng, splits = np.random.default_rng(self.seed), self.splits(self.contrasted)
+        mixed = [permute_within(self.harmful[self.contrasted], splits, rng) for _ in range(SHUFFLES)]
+        return np.stack(mixed), splits
 
     def splits(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         return folds(self.harmful[rows], self.within(rows), FOLDS, self.seed)
@@ -163,10 +163,9 @@ def label_controls(
     here = reference.aligned(arm)["final"]
     rows, seed = reference.contrasted, reference.seed  # every prompt has a final token
     x, harmful, groups = here.features[layer][rows], reference.harmful[rows], reference.within(rows)
-    placed = [
-        auroc(cross_fit(x, mixed, splits, reference.C).scores(x), mixed, groups, seed=seed)
-        for mixed, splits in reference.shuffled
-    ]
+    labels, splits = reference.shuffled
+    scores = score_sweep(x, labels, splits, (reference.C,))[0]
+    placed = [auroc(own, mixed, groups, seed=seed) for own, mixed in zip(scores, labels, strict=True)]
     read = [auroc(probe.logits(x, layer), harmful, groups, seed=seed) for probe in shuffled]
     return {"auroc": average(read), "placed_auroc": average(placed)}
 

@@ -1,27 +1,30 @@
 """Held-out evaluation of probes, with the controls that a reading needs beside it.
 
 Everything is out of fold: each prompt is scored by a probe that saw neither it nor any prompt of its group.
-The controls answer: would a probe trained on shuffled labels do as well, would a random direction, does the
-probe carry over to the other model, and do the prompt's length or its bare words already tell.
+The controls answer: would a probe trained on shuffled labels do as well, would a random direction or the plain
+difference of means, does the probe carry over to kinds of harm it never saw and to the other model, and do the
+prompt's length or its bare words already tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from probes.logistic import C_DEFAULT, checked, fit_direction, folds, is_harmful
-from probes.resampling import NO_INTERVAL, Groups
-from probes.statistics import Estimate, auroc, auroc_value, rate, tpr_at_fpr
+from probes.logistic import C_DEFAULT, checked, choose_c, fit_direction, folds, is_harmful, score_sweep
+from probes.resampling import NO_INTERVAL, Groups, Weights, bootstrap, codes
+from probes.statistics import Estimate, auroc, auroc_value, mean, rate, tpr_at_fpr
 
 FOLDS = 5
 SHUFFLES = 3
 RANDOM_DIRECTIONS = 100
+BINS = 10  # of the calibration error, equally filled
+FEWEST = 5  # harmful prompts of a category that can be held out
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,17 @@ def cross_fit(
     x: np.ndarray,
     positive: np.ndarray,
     splits: list[tuple[np.ndarray, np.ndarray]],
-    C: float = C_DEFAULT,
+    C: float | Literal["cv"] = C_DEFAULT,
+    groups: Groups = None,
+    seed: int = 0,
 ) -> CrossFit:
-    """Fit one probe on the training part of every split."""
-    fits = [fit_direction(x[train], positive[train], C)[:2] for train, _ in splits]
+    """Fit one probe on the training part of every split; ``"cv"`` chooses C within each training part."""
+    own = None if groups is None else codes(groups)
+    fits = []
+    for train, _ in splits:
+        inner = None if own is None else own[train]
+        strength = choose_c(x[train], positive[train], inner, seed) if C == "cv" else C
+        fits.append(fit_direction(x[train], positive[train], strength)[:2])
     return CrossFit(splits, [w for w, _ in fits], [b for _, b in fits])
 
 
@@ -56,8 +66,9 @@ def evaluate(
     labels: Sequence[Any] | np.ndarray,
     *,
     groups: Groups = None,
+    categories: Sequence[str] | None = None,
     transfer: Mapping[int, np.ndarray] | None = None,
-    C: float = C_DEFAULT,
+    C: float | Literal["cv"] = C_DEFAULT,
     seed: int = 0,
 ) -> dict[int, dict[str, Estimate]]:
     """Held-out quality of a probe at every layer.
@@ -65,40 +76,153 @@ def evaluate(
     Args:
         features: layer -> (n, d_model).
         groups: prompts of one pair or template; never split, and resampled together.
+        categories: kinds of harm (or of task), one a prompt: each is held out in turn.
         transfer: the other model's features of the *same* prompts, read with this model's held-out probes.
+        C: ``"cv"`` chooses it within every training part (nested), by folds that keep groups whole.
 
     Returns:
-        layer -> ``auroc``, ``accuracy`` (at logit 0), ``tpr_at_1fpr``, ``shuffled_auroc`` (mean of value and
-        interval over probes of shuffled labels: what one such probe shows), ``random_auroc`` (mean and
-        2.5-97.5 % range over random directions whose sign was learned), and ``transfer_auroc``.
+        layer -> ``auroc``, ``accuracy`` (at logit 0), ``tpr_at_1fpr``, ``calibration_error`` and ``brier``,
+        ``shuffled_auroc`` (mean of value and interval over probes of shuffled labels: what one such probe shows),
+        ``random_auroc`` (mean and 2.5-97.5 % range over random directions whose sign was learned), ``means_auroc``
+        and ``means_cosine`` (difference of means: its AUROC and its cosine to the exact direction, raw space),
+        ``category_auroc`` and ``category_worst`` (mean over held-out categories, and the lowest),
+        ``transfer_auroc``.
     """
     positive = is_harmful(labels)
     splits = folds(positive, groups, FOLDS, seed)
     rng = np.random.default_rng(seed)
-    shuffles = [rng.permutation(positive) for _ in range(SHUFFLES)]
-    shuffled_splits = [folds(labels_, groups, FOLDS, seed) for labels_ in shuffles]
+    shuffles = np.stack([permute_within(positive, splits, rng) for _ in range(SHUFFLES)])
     result = {}
     for layer in sorted(features):
         x = checked(features[layer], positive, layer)
-        probe = cross_fit(x, positive, splits, C)
+        probe = cross_fit(x, positive, splits, C, groups, seed)
         scores = probe.scores(x)
+        strength = choose_c(x, positive, groups, seed) if C == "cv" else C
+        mixed = score_sweep(x, shuffles, splits, (strength,))[0]
         row = {
             "auroc": auroc(scores, positive, groups, seed=seed),
             "accuracy": rate(np.where(np.isnan(scores), np.nan, (scores > 0) == positive)),
             "tpr_at_1fpr": tpr_at_fpr(scores, positive, 0.01, groups, seed=seed),
+            **calibration(scores, positive, groups=groups, seed=seed),
             "shuffled_auroc": average(
-                [
-                    auroc(cross_fit(x, mixed, parts, C).scores(x), mixed, groups, seed=seed)
-                    for mixed, parts in zip(shuffles, shuffled_splits, strict=True)
-                ]
+                [auroc(s, own, groups, seed=seed) for s, own in zip(mixed, shuffles, strict=True)]
             ),
             "random_auroc": random_directions(x, positive, splits, seed),
+            **difference_of_means(x, positive, splits, strength, groups=groups, seed=seed),
         }
+        if categories is not None:
+            row |= held_out_categories(x, positive, categories, strength, groups=groups, seed=seed)
         if transfer is not None:
             other = checked(transfer[layer], positive, layer)
             row["transfer_auroc"] = auroc(probe.scores(other), positive, groups, seed=seed)
         result[layer] = row
     return result
+
+
+def permute_within(
+    positive: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> np.ndarray:
+    """Labels shuffled within every test part: each fold keeps its share of harmful ones, so folds can be shared.
+
+    (Shuffled across folds, a fold rich in harmful test prompts would have a training part poor in them, and chance
+    would lie below 0.5.)
+    """
+    mixed = positive.copy()
+    for _, test in splits:
+        mixed[test] = rng.permutation(positive[test])
+    return mixed
+
+
+def calibration(
+    scores: np.ndarray, positive: np.ndarray, *, groups: Groups = None, seed: int = 0
+) -> dict[str, Estimate]:
+    """``calibration_error``: mean distance of predicted and true share of harmful prompts over ten equally filled bins
+    of the predicted probability; ``brier``: mean squared error of the probability. Both of out-of-fold logits.
+    """
+    read = ~np.isnan(scores)
+    chance = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+    own = None if groups is None else codes(groups)
+    brier = mean(np.where(read, (chance - positive) ** 2, np.nan), groups=own, seed=seed)
+    error, n, missing = (chance - positive)[read], int(read.sum()), int((~read).sum())
+    if n < BINS:
+        return {"calibration_error": Estimate(np.nan, NO_INTERVAL, n, missing), "brier": brier}
+    rank = np.argsort(np.argsort(chance[read], kind="stable"), kind="stable")
+    bins = np.eye(BINS)[rank * BINS // n]
+
+    def statistic(weights: Weights) -> np.ndarray:
+        return np.asarray(np.abs((weights * error) @ bins).sum(1) / weights.sum(1))
+
+    ci = bootstrap(statistic, n, groups=None if own is None else own[read], seed=seed)
+    value = float(statistic(np.ones((1, n)))[0])
+    return {"calibration_error": Estimate(value, ci, n, missing), "brier": brier}
+
+
+def difference_of_means(
+    x: np.ndarray,
+    positive: np.ndarray,
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    C: float,
+    *,
+    groups: Groups = None,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """The cheap baseline: held-out AUROC of mean(harmful) - mean(others), and its cosine to the logistic direction."""
+    scores = np.full(len(x), np.nan)
+    for train, test in splits:
+        y = positive[train]
+        scores[test] = x[test] @ (x[train][y].mean(0) - x[train][~y].mean(0))
+    exact, _, _ = fit_direction(x, positive, C)
+
+    def cosine(weights: Weights) -> np.ndarray:
+        up, down = weights[:, positive], weights[:, ~positive]
+        m = (up @ x[positive]) / up.sum(1, keepdims=True) - (down @ x[~positive]) / down.sum(1, keepdims=True)
+        lengths = np.linalg.norm(m, axis=1) * np.linalg.norm(exact)
+        return np.divide(m @ exact, lengths, out=np.full(len(m), np.nan), where=lengths > 0)
+
+    own = None if groups is None else codes(groups)
+    ci = bootstrap(cosine, len(x), groups=own, strata=positive, seed=seed)
+    value = float(cosine(np.ones((1, len(x))))[0])
+    return {
+        "means_auroc": auroc(scores, positive, groups, seed=seed),
+        "means_cosine": Estimate(value, ci, len(x)),
+    }
+
+
+def held_out_categories(
+    x: np.ndarray,
+    positive: np.ndarray,
+    categories: Sequence[str],
+    C: float,
+    *,
+    groups: Groups = None,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """AUROC on each kind of harm of a probe that never saw it; empty where there are fewer than two kinds.
+
+    A category without harmless prompts of its own is read against a share of those that belong to no kind of harm,
+    held out with it. Prompts that share a group with a test prompt leave the training part.
+    """
+    kinds = np.asarray(categories).astype(str)
+    names = [name for name in np.unique(kinds[positive]) if (positive & (kinds == name)).sum() >= FEWEST]
+    if len(names) < 2:
+        return {}
+    own = np.arange(len(x)) if groups is None else codes(groups)
+    free = np.flatnonzero(~positive & ~np.isin(kinds, names))
+    units = np.unique(own[free])
+    part = dict(zip(units, np.random.default_rng(seed).permutation(len(units)) % len(names), strict=True))
+    share = np.full(len(x), -1)
+    share[free] = [part[group] for group in own[free]]
+    found = []
+    for i, name in enumerate(names):
+        test = (kinds == name) | (share == i)
+        train = ~np.isin(own, own[test])
+        if min(positive[train].sum(), (~positive[train]).sum(), (~positive[test]).sum()) < FEWEST:
+            continue
+        w, b, _ = fit_direction(x[train], positive[train], C)
+        found.append(auroc(x[test] @ w + b, positive[test], own[test], seed=seed))
+    if len(found) < 2:
+        return {}
+    return {"category_auroc": average(found), "category_worst": min(found, key=lambda item: item.value)}
 
 
 def random_directions(

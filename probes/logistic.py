@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 from interp.errors import UserError
 from interp.io import atomic_write, read_json, sha256_of
+from probes.gram import sweep
 from probes.resampling import Groups, codes
 
 C_DEFAULT = 0.1
@@ -181,15 +182,31 @@ def choose_c(x: np.ndarray, positive: np.ndarray, groups: Groups, seed: int) -> 
     if not split:
         return C_DEFAULT
 
-    def loss(C: float) -> float:
-        total = 0.0
-        for train, test in split:
-            w, b, _ = fit_direction(x[train], positive[train], C)
-            chance = 1 / (1 + np.exp(-np.clip(x[test] @ w + b, -500, 500)))
-            total += log_loss(positive[test], chance, labels=[False, True]) * len(test)
-        return total
+    scores = score_sweep(x, positive[None], split, C_GRID)[:, 0]
+    read = ~np.isnan(scores[0])
+    chance = 1 / (1 + np.exp(-np.clip(scores[:, read], -500, 500)))
+    losses = [log_loss(positive[read], p, labels=[False, True]) for p in chance]
+    return C_GRID[int(np.argmin(losses))]
 
-    return min(C_GRID, key=loss)
+
+def score_sweep(
+    x: np.ndarray, labels: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], Cs: Sequence[float]
+) -> np.ndarray:
+    """Out-of-fold logits (C, labelling, prompt) of every fit: in Gram space where prompts are fewer than coordinates.
+
+    ``labels`` (labelling, prompt) are boolean; a fold that has one class only under a labelling stays NaN there.
+    """
+    if x.shape[1] > max((len(train) for train, _ in splits), default=0):
+        return sweep(x, labels, splits, Cs)
+    scores = np.full((len(Cs), *labels.shape), np.nan)
+    for train, test in splits:
+        for i, own in enumerate(labels):
+            if own[train].all() or not own[train].any():
+                continue
+            for c, C in enumerate(Cs):
+                w, b, _ = fit_direction(x[train], own[train], C)
+                scores[c, i, test] = x[test] @ w + b
+    return scores
 
 
 def folds(positive: np.ndarray, groups: Groups, k: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -5,6 +5,8 @@
                       sees. An injected prefix is the start of the response, so it does not count.
 ``mean_instruction``  mean over the tokens of the task's own words.
 ``final``             the last token before the model speaks: the last header token, or the last prefix token.
+``mean:SELECTION``    mean over any selection of :mod:`interp.selection`, such as ``mean:role:header``;
+``max:SELECTION``     the largest value of each coordinate over it.
 
 A probe is linear, so its logit on a mean is the mean of its logits over the tokens: pooled features are all
 that the readings of a collapse need.
@@ -23,6 +25,7 @@ from scipy.sparse import csr_matrix
 
 from interp.chat import Rendered
 from interp.errors import UserError
+from interp.selection import parse
 from interp.store import ActivationStore
 
 POOLINGS = ("mean_prompt", "mean_instruction", "final")
@@ -66,17 +69,36 @@ class Tokens:
 
     def chosen(self, pooling: str) -> np.ndarray:
         """Mask of the rows that ``pooling`` averages."""
+        kind, named, where = pooling.partition(":")
+        if named and kind in ("mean", "max"):
+            return self._selected(where)
         if pooling == "mean_prompt":
             return ~np.isin(self.role, ("prefix", "response"))
         if pooling == "mean_instruction":
             return self.role == "instruction"
         if pooling != "final":
-            raise UserError(f"pooling: unknown {pooling!r}; use one of {', '.join(POOLINGS)}")
+            raise UserError(
+                f"pooling: unknown {pooling!r}; use one of {', '.join(POOLINGS)}, or mean: or max: and a selection"
+            )
         before = np.flatnonzero(self.role != "response")
         last = np.full(len(self.prompt_ids), -1)
         np.maximum.at(last, self.prompt[before], self.position[before])
         mask = np.zeros(len(self.role), bool)
         mask[before] = self.position[before] == last[self.prompt[before]]
+        return mask
+
+    def _selected(self, where: str) -> np.ndarray:
+        """The selection language over rows; positions that the store left out are simply not there."""
+        selection = parse(where)
+        mask = np.zeros(len(self.role), bool)
+        order = np.lexsort((self.position, self.prompt))
+        for rows in np.split(order, np.flatnonzero(np.diff(self.prompt[order])) + 1):
+            length = int(self.position[rows[-1]]) + 1
+            roles = ["template"] * length
+            for row in rows:
+                roles[self.position[row]] = str(self.role[row])
+            whole = Rendered("", "", tuple([0] * length), tuple(roles))
+            mask[rows] = np.array(selection.mask(whole))[self.position[rows]]
         return mask
 
 
@@ -97,7 +119,7 @@ def read_tokens(index: pa.Table) -> Tokens:
 
 
 def pool(store: ActivationStore, pooling: str, layers: Sequence[int] | None = None) -> Pooled:
-    """Average a store's tokens prompt by prompt, in one streaming pass per layer; sums are float64.
+    """Average (or ``max:``) a store's tokens prompt by prompt, in one streaming pass per layer; sums are float64.
 
     Raises:
         UserError: unknown pooling, or activations that are not finite (names layer and prompt).
@@ -110,13 +132,17 @@ def pool(store: ActivationStore, pooling: str, layers: Sequence[int] | None = No
         total = None
         for chosen, values in blocks(store.layer(layer), rows):
             owner = tokens.prompt[chosen]
+            if pooling.startswith("max:"):
+                total = np.full((len(counts), values.shape[1]), -np.inf) if total is None else total
+                np.maximum.at(total, owner, values)
+                continue
             picks = csr_matrix(
                 (np.ones(len(owner)), (owner, np.arange(len(owner)))), (len(tokens.prompt_ids), len(owner))
             )
             total = picks @ values if total is None else total + picks @ values
         if total is None:
             raise UserError(f"pooling: the store has no token for {pooling!r}; extract more positions")
-        features[layer] = _divide(total, counts, layer, tokens.prompt_ids)
+        features[layer] = _finish(total, counts, pooling, layer, tokens.prompt_ids)
     return Pooled(features, tokens.prompt_ids, tokens.labels, counts)
 
 
@@ -134,8 +160,13 @@ def pool_rows(rows: Sequence[Rendered], residuals: Mapping[int, Sequence[torch.T
     masks = np.split(mask, np.cumsum([len(row.ids) for row in rows])[:-1])
     features = {}
     for layer, states in residuals.items():
-        sums = [state.double().cpu().numpy()[own].sum(0) for state, own in zip(states, masks, strict=True)]
-        features[layer] = _divide(np.stack(sums), counts, layer, tokens.prompt_ids)
+        reduce = np.max if pooling.startswith("max:") else np.sum
+        start = -np.inf if reduce is np.max else 0.0
+        joined = [
+            reduce(state.double().cpu().numpy()[own], axis=0, initial=start)
+            for state, own in zip(states, masks, strict=True)
+        ]
+        features[layer] = _finish(np.stack(joined), counts, pooling, layer, tokens.prompt_ids)
     return Pooled(features, tokens.prompt_ids, tokens.labels, counts)
 
 
@@ -160,13 +191,14 @@ def blocks(states: torch.Tensor, rows: np.ndarray) -> Iterator[tuple[np.ndarray,
         yield chosen, piece.double().numpy()
 
 
-def _divide(total: np.ndarray, counts: np.ndarray, layer: int, prompt_ids: Sequence[str]) -> np.ndarray:
-    broken = ~np.isfinite(total).all(1)
+def _finish(total: np.ndarray, counts: np.ndarray, pooling: str, layer: int, prompt_ids: Sequence[str]) -> np.ndarray:
+    broken = ~np.isfinite(total).all(1) & (counts > 0)
     if broken.any():
         raise UserError(
             f"activations of layer {layer} are not finite for prompt {prompt_ids[int(broken.argmax())]!r}; "
             "use a wider dtype (float32) or leave that prompt out"
         )
     means = np.full(total.shape, np.nan)
-    np.divide(total, counts[:, None], out=means, where=counts[:, None] > 0)
+    divisor = np.minimum(counts, 1) if pooling.startswith("max:") else counts
+    np.divide(total, divisor[:, None], out=means, where=counts[:, None] > 0)
     return means

@@ -85,6 +85,43 @@ def column_means(values: np.ndarray, *, seed: int = 0) -> list[Estimate]:
     return result
 
 
+def column_gaps(values: np.ndarray, positive: np.ndarray, *, groups: Groups = None, seed: int = 0) -> list[Estimate]:
+    """Mean of positive rows minus mean of the others, for every column of (row, column), resampled together.
+
+    Rows with a missing value are left out of every column: the columns are parts of one whole.
+    """
+    here = ~np.isnan(values).any(1)
+    data, side, n = values[here], np.asarray(positive, bool)[here], int(here.sum())
+    missing = len(values) - n
+    if not side.any() or side.all():
+        return [Estimate(math.nan, NO_INTERVAL, n, missing)] * values.shape[1]
+    taken = _taken(groups, here)
+    low = high = np.full(values.shape[1], math.nan)
+    if taken is None or len(set(taken)) > 1:
+        drawn = [gap(weights, data, side) for weights in blocks_of_weights(n, groups=taken, strata=side, seed=seed)]
+        low, high = np.percentile(np.concatenate(drawn), (2.5, 97.5), axis=0)
+    point = data[side].mean(0) - data[~side].mean(0)
+    return [
+        Estimate(float(value), (float(a), float(b)), n, missing) for value, a, b in zip(point, low, high, strict=True)
+    ]
+
+
+def ratio(parts: Values, wholes: Values, *, groups: Groups = None, seed: int = 0) -> Estimate:
+    """Mean of ``parts`` over mean of ``wholes``, row by row the same prompts and resampled together.
+
+    NaN where the interval of the whole's mean reaches 0: a share of nothing is no number.
+    """
+    first, second = as_floats(parts), as_floats(wholes)
+    here = ~(np.isnan(first) | np.isnan(second))
+    a, b, n = first[here], second[here], int(here.sum())
+    missing = len(first) - n
+    whole = mean(second, groups=groups, seed=seed)
+    if n < 2 or math.isnan(whole.ci[0]) or whole.ci[0] <= 0 <= whole.ci[1]:
+        return Estimate(math.nan, NO_INTERVAL, n, missing)
+    ci = bootstrap(lambda w: (w @ a) / (w @ b), n, groups=_taken(groups, here), seed=seed)
+    return Estimate(float(a.sum() / b.sum()), ci, n, missing)
+
+
 def difference(
     a: Values,
     b: Values,
@@ -163,9 +200,10 @@ def auroc_value(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def gap(weights: Weights, values: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Mean of positives minus mean of negatives, per resample."""
+    """Mean of positives minus mean of negatives, per resample; of every column where ``values`` has columns."""
     up, down = weights[:, positive], weights[:, ~positive]
-    return (up @ values[positive]) / up.sum(1) - (down @ values[~positive]) / down.sum(1)
+    sizes = [side.sum(1).reshape(-1, *[1] * (values.ndim - 1)) for side in (up, down)]
+    return (up @ values[positive]) / sizes[0] - (down @ values[~positive]) / sizes[1]
 
 
 def as_floats(values: Values) -> np.ndarray:

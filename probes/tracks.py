@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -98,14 +98,19 @@ def values_table(arm: str, layer: int, track: RoleLogits) -> pa.Table:
     return pa.table(arrays, schema=VALUES_SCHEMA)
 
 
-def curves(tokens: Tokens, logits: np.ndarray, *, seed: int = 0) -> dict[str, dict[str, list[Any]]]:
+def curves(
+    tokens: Tokens, logits: np.ndarray, *, text: Literal["fraction", "index"] = "fraction", seed: int = 0
+) -> dict[str, dict[str, list[Any]]]:
     """``[label]`` -> columns ``role, slot, slots, value, low, high, n`` of equal length, in reading order.
 
-    ``slot`` counts from 0 to ``slots`` - 1: a tenth of a text, or an exact token index (the first 32). A slot
-    that no prompt of the label reaches is left out.
+    ``slot`` counts from 0 to ``slots`` - 1: a tenth of a text, or an exact token index (the first 32); with
+    ``text="index"`` texts are aligned by token index as well. A slot that no prompt of the label reaches is left out.
     """
     index, length = _index_in_role(tokens)
-    slot = np.where(np.isin(tokens.role, TEXT_ROLES), ((index + 0.5) * FRACTIONS / length).astype(np.int64), index)
+    slot = index
+    if text == "fraction":
+        tenth = ((index + 0.5) * FRACTIONS / length).astype(np.int64)
+        slot = np.where(np.isin(tokens.role, TEXT_ROLES), tenth, index)
     keys = [
         (role, s)
         for role in READING_ORDER
@@ -119,7 +124,7 @@ def curves(tokens: Tokens, logits: np.ndarray, *, seed: int = 0) -> dict[str, di
         sums = np.bincount(tokens.prompt[here], logits[here], minlength=n)
         np.divide(sums, counts, out=values[:, i], where=counts > 0)
     labels = np.array(tokens.labels)
-    return {label: _columns(keys, values[labels == label], seed) for label in sorted(set(tokens.labels))}
+    return {label: _columns(keys, values[labels == label], text, seed) for label in sorted(set(tokens.labels))}
 
 
 def token_rows(
@@ -165,7 +170,7 @@ def _index_in_role(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     return index, length
 
 
-def _columns(keys: list[tuple[str, int]], values: np.ndarray, seed: int) -> dict[str, list[Any]]:
+def _columns(keys: list[tuple[str, int]], values: np.ndarray, text: str, seed: int) -> dict[str, list[Any]]:
     reached = [i for i in range(len(keys)) if not np.isnan(values[:, i]).all()]
     estimates = [item.to_dict() for item in column_means(values[:, reached], seed=seed)]
     kept = [keys[i] for i in reached]
@@ -173,7 +178,7 @@ def _columns(keys: list[tuple[str, int]], values: np.ndarray, seed: int) -> dict
     return {
         "role": [role for role, _ in kept],
         "slot": [s for _, s in kept],
-        "slots": [FRACTIONS if role in TEXT_ROLES else indexed[role] for role, _ in kept],
+        "slots": [FRACTIONS if role in TEXT_ROLES and text == "fraction" else indexed[role] for role, _ in kept],
         "value": [item["value"] for item in estimates],
         "low": [item["ci"][0] for item in estimates],
         "high": [item["ci"][1] for item in estimates],

@@ -2,7 +2,8 @@
 
 The floor is the range of the same readings over updates of the base that change no behaviour (a cast and
 back, a reload, a few steps of chat fine-tuning), the unchanged base included. A reading shows a collapse when
-its interval lies wholly beyond that range, on the side of loss; otherwise the collapse is *absent* from it.
+its interval lies wholly beyond that range, on the side of loss; otherwise the collapse is *absent* from it. Many
+readings at many layers are looked at, so the finds are then held to a false discovery rate (:func:`control`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from probes.collapse import POSITIONS, Positions, Readings, Reference, placed_scores, realigned_logits
+from probes.multiplicity import Q, false_discovery, p_beyond
 from probes.statistics import Estimate, auroc_value
 
 READINGS = ("raw", "contrast", "shift", "placed", "transfer", "realigned")
 
 Floor = dict[str, Any]  # nested as the readings, leaves {"low", "high", "n"}
-Verdict = dict[str, str]  # {"verdict": "collapse" | "absent", "reason": one sentence}
+Verdict = dict[str, Any]  # {"verdict": "collapse" | "absent", "reason": one sentence, "p": not beyond the floor}
 
 
 def noise_floor(reference: Reference, updates: Iterable[Positions], layers: Sequence[int]) -> dict[int, Floor]:
@@ -50,6 +52,16 @@ def verdict(base: Readings, arm: Readings, floor: Floor) -> dict[str, Verdict]:
     }
 
 
+def control(verdicts: Sequence[dict[str, Verdict]], level: float = Q) -> None:
+    """Add ``q`` to the verdicts of one arm, over all layers and readings; a collapse above ``level`` is withdrawn."""
+    every = [found for layer in verdicts for found in layer.values()]
+    for found, q in zip(every, false_discovery([found["p"] for found in every]), strict=True):
+        found["q"] = float(q)
+        if found["verdict"] == "collapse" and not q <= level:
+            found["verdict"] = "absent"
+            found["reason"] += f"; not a find among {len(every)} tests (q = {q:.2f})"
+
+
 def _raw(base: Readings, arm: Readings, floor: Floor) -> Verdict:
     # The paper's statement: positive over the prompt, negative at the final token. What the base shows too is
     # the position, not the fine-tuning.
@@ -62,7 +74,7 @@ def _raw(base: Readings, arm: Readings, floor: Floor) -> Verdict:
     if base["raw"]["final"]["harmful"].value < 0:
         return _absent(f"{words}; the base is negative there as well: an offset of the position")
     lost = prompt.ci[0] > 0 and final.ci[1] < min(0.0, limit["low"])
-    return _collapse(words) if lost else _absent(words)
+    return _judged(lost, words, p_beyond(final, min(0.0, limit["low"]), -1))
 
 
 def _shift(arm: Readings, floor: Floor) -> Verdict:
@@ -75,7 +87,8 @@ def _shift(arm: Readings, floor: Floor) -> Verdict:
     if _known(shifts.get("benign")):
         words += f", benign by {shifts['benign'].value:+.2f}"
     words += f"; floor {limit['low']:+.2f} to {limit['high']:+.2f}"
-    return _collapse(words) if harmful.ci[1] < min(0.0, limit["low"]) else _absent(words)
+    bound = min(0.0, limit["low"])
+    return _judged(harmful.ci[1] < bound, words, p_beyond(harmful, bound, -1))
 
 
 def _loss(words: str, reading: dict[str, Estimate], limits: dict[str, Any], base: Readings) -> Verdict:
@@ -89,7 +102,8 @@ def _loss(words: str, reading: dict[str, Estimate], limits: dict[str, Any], base
     value, low, high = (round(100 * share) for share in (shrink.value, *shrink.ci))
     words = f"{words} {value}% ({low}% to {high}%) at the final token"
     words += f"; floor {round(100 * limit['low'])}% to {round(100 * limit['high'])}%"
-    return _collapse(words) if shrink.ci[0] > max(0.0, limit["high"]) else _absent(words)
+    bound = max(0.0, limit["high"])
+    return _judged(shrink.ci[0] > bound, words, p_beyond(shrink, bound, 1))
 
 
 def _fall(what: str, area: Estimate, limit: dict[str, Any]) -> Verdict:
@@ -97,19 +111,19 @@ def _fall(what: str, area: Estimate, limit: dict[str, Any]) -> Verdict:
         return _absent("too few prompts for cross-validated probes")
     words = f"AUROC {area.value:.2f} ({area.ci[0]:.2f} to {area.ci[1]:.2f}) of {what}"
     words += f"; floor {limit['low']:.2f} to {limit['high']:.2f}"
-    return _collapse(words) if area.ci[1] < limit["low"] else _absent(words)
+    return _judged(area.ci[1] < limit["low"], words, p_beyond(area, limit["low"], -1))
 
 
 def _known(*estimates: Estimate | None) -> bool:
     return all(item is not None and not math.isnan(item.ci[0]) for item in estimates)
 
 
-def _collapse(reason: str) -> Verdict:
-    return {"verdict": "collapse", "reason": reason}
+def _judged(fallen: bool, reason: str, p: float) -> Verdict:
+    return {"verdict": "collapse" if fallen else "absent", "reason": reason, "p": p}
 
 
 def _absent(reason: str) -> Verdict:
-    return {"verdict": "absent", "reason": reason}
+    return _judged(False, reason, math.nan)
 
 
 def _points(reference: Reference, update: Positions, layer: int) -> dict[str, Any]:

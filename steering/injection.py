@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from interp.chat import Prompt
 from interp.hooks import Edit
@@ -61,17 +59,10 @@ class Arm:
     def identity(self, d_model: int) -> str:
         """Hex SHA-256 of all that decides what the arm does; its name does not.
 
-        Functions cannot be compared, so an edit is known by its layer, its place, and what it makes of fixed rows of
-        ``d_model`` numbers at sizes from 0.01 to 100.
+        An edit is known by :meth:`interp.hooks.Edit.identity`.
         """
         texts = [self.model, self.prefix, self.suffix, self.system, self.demonstrations]
-        return sha256_of([texts, [_edit_identity(edit, d_model) for edit in self.edits]])
-
-
-def _edit_identity(edit: Edit, d_model: int) -> list[Any]:
-    draw = torch.randn(16, d_model, generator=torch.Generator().manual_seed(0))
-    rows = draw * torch.logspace(-2, 2, 16)[:, None]
-    return [edit.layer, str(edit.where), sha256_of(edit.fn(rows).float().numpy().tobytes())]
+        return sha256_of([texts, [edit.identity(d_model) for edit in self.edits]])
 
 
 def steered(name: str, edits: Sequence[Edit], model: Literal["base", "agent"] = "agent") -> Arm:

@@ -5,6 +5,7 @@ Counts are never assumed, and no code in a data set is ever run or imported.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -70,7 +71,29 @@ def _advbench(path: Path) -> list[Record]:
     ]
 
 
-def _harmbench(path: Path) -> list[Record]:
+def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
+    """The paper's probe training set from a folder with HarmBench's and AdvBench's CSV and Alpaca's JSON.
+
+    Harmful instructions without duplicates, and as many Alpaca instructions, drawn once for all.
+    """
+    harmful: list[Record] = []
+    for file in find_files(path, "*.csv"):
+        head = file.open(encoding="utf-8-sig").readline()
+        if "BehaviorID" in head:
+            harmful += _harmbench(file, copyright)
+        elif "goal" in head:
+            harmful += _advbench(file)
+    benign = [record for file in find_files(path, "*.json*") for record in _alpaca(file)]
+    harmful = deduplicate(harmful)
+    benign = deduplicate(benign, harmful)
+    if not harmful or not benign:
+        missing = "Alpaca's JSON" if harmful else "HarmBench's or AdvBench's CSV"
+        raise UserError(f"{path}: {missing} is not in this folder; put the data's own files there")
+    random.Random(0).shuffle(benign)
+    return [*harmful, *benign[: len(harmful)]]
+
+
+def _harmbench(path: Path, copyright: bool = False) -> list[Record]:
     """Contextual behaviours mean nothing without their context; copyright ones test memory, not refusal."""
     return [
         Record(
@@ -83,7 +106,7 @@ def _harmbench(path: Path) -> list[Record]:
             context=row.get("ContextString") or "",
         )
         for where, row in csv_rows(path, ("Behavior", "BehaviorID", "FunctionalCategory"))
-        if (row.get("FunctionalCategory") or "") != "copyright"
+        if copyright or (row.get("FunctionalCategory") or "") != "copyright"
     ]
 
 
@@ -228,6 +251,8 @@ PRESETS: dict[str, Loader] = {
     "alpaca": _alpaca,
     "harmbench": _harmbench,
     "jbb": _jbb,
+    "paper-probes": _paper_probes,
+    "paper-probes-copyright": lambda path: _paper_probes(path, copyright=True),
     "redcode": _redcode,
     "refusal_direction": _refusal_direction,
     "strongreject": _strongreject,

@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "tasks": {"n_validation": 8, "n_test": 8, "n_probe": 16},
     "search": {"k": 1, "M": 2, "T": 2},
     "steering": {"doses": [0.25], "random_draws": 1, "n_validation": 4},
+    "mechanism": {"n": 4, "judged": 2, "budget": 30},
     "max_turns": 2,
     "max_new_tokens": 6,
     "floor_updates": 2,

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.controls import evaluate, text_baselines
+from probes.controls import calibration, evaluate, permute_within, text_baselines
+from probes.logistic import folds
 
 
 @pytest.fixture
@@ -59,3 +60,46 @@ def test_text_baselines_see_words_and_length() -> None:
     assert same["words_auroc"].value == 1.0 and same["length_auroc"].value == 0.5
     long = text_baselines(["the car"] * 80, y, lengths=(5 + 3 * y + rng.integers(2, size=80)).tolist())
     assert long["length_auroc"].value > 0.95 and long["words_auroc"].value == 0.5
+
+
+def test_calibration_is_small_for_true_probabilities_and_large_for_bold_ones() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, 2000)
+    y = rng.random(2000) < 1 / (1 + np.exp(-logits))
+    true, bold = calibration(logits, y), calibration(5 * logits, y)
+    assert true["calibration_error"].value < 0.05 < 0.1 < bold["calibration_error"].value
+    assert true["brier"].value < bold["brier"].value
+    assert true["calibration_error"].ci[0] <= true["calibration_error"].value
+
+
+def test_a_new_kind_of_harm_is_not_found_by_a_probe_of_another() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((240, 6))
+    y = np.arange(240) % 2
+    kinds = np.where(y == 1, np.where(np.arange(240) % 4 == 1, "a", "b"), "")
+    x[kinds == "a", 0] += 4
+    x[kinds == "b", 1] += 4
+    found = evaluate({0: x}, y, categories=list(kinds))[0]
+    assert found["auroc"].value > 0.95  # both kinds were in training
+    assert found["category_auroc"].value < 0.7 and found["category_worst"].value <= found["category_auroc"].value
+    x[y == 1, 2] += 4  # what both share carries over
+    shared = evaluate({0: x}, y, categories=list(kinds))[0]
+    assert shared["category_worst"].value > 0.9
+    assert "category_auroc" not in evaluate({0: x}, y, categories=["a"] * 240)[0]
+
+
+def test_means_and_nested_choice_of_c(data) -> None:
+    x, y, groups = data
+    wide = np.concatenate([x, np.random.default_rng(0).standard_normal((160, 300))], 1)
+    for features in (x, wide):
+        found = evaluate({0: features}, y, groups=list(groups), C="cv")[0]
+        assert found["auroc"].value > 0.75 and found["means_auroc"].value > 0.75
+        assert 0.1 < found["means_cosine"].ci[0] <= found["means_cosine"].value <= 1
+
+
+def test_shuffled_labels_keep_each_folds_share(data) -> None:
+    _, y, _ = data
+    splits = folds(y == 1, None, 5, 0)
+    mixed = permute_within(y == 1, splits, np.random.default_rng(0))
+    assert (mixed != (y == 1)).any()
+    assert all(mixed[test].sum() == y[test].sum() for _, test in splits)

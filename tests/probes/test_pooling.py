@@ -69,3 +69,24 @@ def test_bad_input_is_named(make_store) -> None:
         pool(make_store(PROMPTS, {2: broken}), "mean_prompt")
     with pytest.raises(UserError, match="unknown 'median'"):
         pool(make_store(PROMPTS, {2: STATES}), "median")
+
+
+def test_any_selection_can_be_pooled(make_store) -> None:
+    store = make_store(PROMPTS, {2: STATES}, np.random.default_rng(1).permutation(15))
+    named = {"mean:final": "final", "mean:role:instruction": "mean_instruction"}
+    for selection, name in named.items():
+        np.testing.assert_allclose(pool(store, selection).features[2], pool(store, name).features[2])
+    largest = pool(store, "max:role:instruction")
+    rows = np.split(STATES, np.cumsum([len(roles) for *_, roles in PROMPTS])[:-1])
+    for (prompt, _, roles), states in zip(PROMPTS, rows, strict=True):
+        own = states[np.array(roles) == "instruction"]
+        wanted = own.max(0) if len(own) else np.full(STATES.shape[1], np.nan)
+        found = largest.features[2][largest.prompt_ids.index(prompt)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_an_unknown_pooling_is_named(make_store) -> None:
+    store = make_store(PROMPTS, {2: STATES})
+    for wrong in ("median", "mean:role:nobody"):
+        with pytest.raises(UserError):
+            pool(store, wrong)
