@@ -176,7 +176,8 @@ class _Run:
 
     def chunk(self, chunk: Chunk) -> dict[str, str]:
         """Run one batch, write its rows, and return their checksum per layer."""
-        pending, sums = [chunk], {}
+        pending = [chunk]
+        sums: dict[str, str] = {}
         while pending:
             part = pending.pop(0)
             if self.most is not None and part.slots > self.most and len(part.rows) > 1:

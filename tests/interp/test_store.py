@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from tiny_models import build_model, train_tokenizer
 
@@ -406,12 +407,19 @@ def test_a_second_process_is_refused(tiny_model, finished, tmp_path):
     assert contents(tmp_path) == contents(finished)
 
 
-def test_a_model_spread_over_devices_gives_the_same_store(tiny_model, finished, checkpoint, tmp_path):
-    spread = load_model(checkpoint("llama"), device="sharded")
-    assert set(spread.hf.hf_device_map.values()) == {"cpu"}
-    spread.name = tiny_model.name
-    extract(spread, rows_of(spread), tmp_path, layers="embed,all", token_budget=150)
-    assert contents(tmp_path) == contents(finished)
+def test_a_model_spread_over_memory_and_disk(tiny_model, finished, checkpoint, tmp_path):
+    """Half of the blocks have no weights in memory between passes: identity comes from the checkpoint's files."""
+    where = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"), "cpu")
+    where |= {f"model.layers.{l}": "cpu" if l < 2 else "disk" for l in range(4)}
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint("llama"), device_map=where, offload_folder=tmp_path / "offload"
+    )
+    spread = HookedModel(hf, tiny_model.tokenizer, name=str(checkpoint("llama")))
+    assert any(p.is_meta for p in hf.parameters()) and spread.device.type == "cpu" and not spread.parts_problem
+    store = extract(spread, rows_of(spread), tmp_path / "s", layers="embed,all", token_budget=150)
+    wanted = ActivationStore.open(finished)
+    assert all(torch.equal(store.layer(l), wanted.layer(l)) for l in wanted.layers)
+    assert store.meta["identity"]["model"] == spread.fingerprint != tiny_model.fingerprint
 
 
 def test_bfloat16_weights(checkpoint, tmp_path):
