@@ -25,7 +25,7 @@ from torch import Tensor
 from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.io import atomic_write, read_journal, read_json, sha256_of, write_json
+from interp.io import atomic_write, read_journal, read_json, remove_unfinished, sha256_of, write_json
 from interp.layer_files import Chunk, LayerFiles, disk_error, locked
 from interp.model import HookedModel
 from interp.selection import LayerSpec, Selection, find_matches, prompt, resolve_layers
@@ -127,6 +127,7 @@ def extract(
         "dtype": dtype,
     }
     with locked(folder):
+        remove_unfinished(folder)
         meta = _begin(folder, identity, model, rows, masks, token_budget)
         shape = (meta["n_tokens"], model.d_model)
         plan = _plan(rows, masks, meta["token_budget"])

@@ -11,6 +11,8 @@ from typing import Any
 
 from interp.errors import UserError
 
+MKSTEMP_LETTERS = 8  # of the random ending that mkstemp gives
+
 
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Write ``data`` to ``path`` through a synced temporary file in the same folder and one rename.
@@ -36,6 +38,12 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a kill in the middle of :func:`atomic_write` left in ``folder``; nobody else may be writing there."""
+    for leftover in folder.glob(f".*.{'?' * MKSTEMP_LETTERS}"):
+        leftover.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:
