@@ -64,7 +64,7 @@ class Steering(_Strict):
 class Mechanism(_Strict):
     """Attribution, patching and the search for the components that carry the refusal."""
 
-    n: int = Field(60, ge=0, description="tasks per label; 0 leaves the mechanism out")
+    n: int = Field(0, ge=0, description="tasks per label, 40 or more to say anything; 0 leaves the mechanism out")
     judged: int = Field(24, ge=0, description="tasks per label whose first turn is generated under each patch")
     budget: int = Field(200, ge=10, description="forward passes of the search for components")
     refusals: list[str] = Field([], description="beginnings of refusals in the model's own words; empty: common ones")
