@@ -183,4 +183,4 @@ def test_own_models_take_the_same_path(finished, tmp_path):
     assert report.is_file()
     results = numbers(tmp_path / "run")
     assert results["dose_response"] == [] and results["search"]["candidates"] == []
-    assert results["injection"]["agent+prefix"]["text"] == "# Is this safe?\n"
+    assert results["injection"]["agent+prefix"]["text"] == "# Is this safe?"

@@ -74,7 +74,7 @@ def test_the_sections_have_the_shape_of_results_json(run) -> None:
     assert set(found["probes"]) == {"base", "agent"}
     assert set(found["probes"]["base"]) == {"mean_prompt", "mean_instruction", "final"}
     row = found["probes"]["agent"]["mean_instruction"]["3"]
-    assert {"auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc", "transfer_auroc"} == set(row)
+    assert set(row) >= {"auroc", "accuracy", "tpr_at_1fpr", "shuffled_auroc", "random_auroc", "transfer_auroc"}
     assert found["baselines"]["chat"]["words_auroc"]["value"] == 1
     for section in ("tracks", "curves", "collapse"):
         assert list(found[section]) == [arm.name for arm in ARMS]
@@ -132,7 +132,7 @@ def test_the_reference_compared_with_itself_is_zero(run) -> None:
 
 def test_a_second_run_finds_its_stores_and_gives_the_same(run, models, monkeypatch) -> None:
     folder, found = run
-    monkeypatch.setattr("interp.extract._compute", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("interp.extract._Run.chunk", lambda *a, **k: pytest.fail("computed again"))
     assert track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 3], floor=3, examples=4) == found
 
 
