@@ -14,6 +14,7 @@ from experiments.agents.rollout import Episode, MakeEnvironment, environment_nam
 from interp.errors import UserError
 from interp.io import append_jsonl, read_journal, sha256_of
 from interp.model import HookedModel
+from interp.prefill import PromptCache
 from probes.statistics import paired_difference, rate
 from steering.injection import Arm
 
@@ -57,6 +58,7 @@ def run_arm(
     max_turns: int = 6,
     max_new_tokens: int = 48,
     journal: str | Path | None = None,
+    prompts: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Episodes in the order of ``records``; those the journal already holds are read, not run.
@@ -85,6 +87,7 @@ def run_arm(
             arm,
             max_turns=max_turns,
             max_new_tokens=max_new_tokens,
+            prompts=prompts,
             progress=progress,
         )
         done = {keys[index]: episode for index, episode in zip(chunk, ran, strict=True)}

@@ -18,6 +18,7 @@ from experiments.progress import bar, hide_weight_bars, say
 from experiments.run import Run
 from interp.errors import UserError
 from interp.model import HookedModel, load_model
+from interp.prefill import PromptCache
 from steering.injection import SAFETY_SYSTEM, Arm
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Bench:
     safety_system: str
     organism: dict[str, Any] = field(default_factory=dict)  # the training's log; empty for other models
     openings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # how the model's responses begin, where known
+
+    _prompts: dict[str, PromptCache] = field(default_factory=dict)
 
     @property
     def base(self) -> HookedModel:
@@ -62,7 +65,8 @@ class Bench:
         }
 
     def episodes(self, arm: Arm, records: Sequence[Record], model: HookedModel | None = None) -> list[Episode]:
-        """Run (or find in ``generations.jsonl``) every record under ``arm``."""
+        """Run (or find in ``generations.jsonl``) every record under ``arm``; arms of one model share its prompts."""
+        shared = None if model else self._prompts.setdefault(arm.model, PromptCache(self.models[arm.model]))
         with bar(arm.name, len(records)) as advance:
             return run_arm(
                 model or self.models[arm.model],
@@ -72,6 +76,7 @@ class Bench:
                 max_turns=self.config.max_turns,
                 max_new_tokens=self.config.max_new_tokens,
                 journal=self.run.folder / "generations.jsonl",
+                prompts=shared,
                 progress=advance,
             )
 

@@ -15,6 +15,7 @@ from interp.chat import Rendered
 from interp.errors import UserError
 from interp.hooks import Edit, check_edits, matches
 from interp.model import TOKEN_BUDGET, HookedModel
+from interp.prefill import PromptCache
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def generate(
     token_budget: int = TOKEN_BUDGET,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+    prompts: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """Continue every row, in the order given; greedy unless ``temperature`` is positive.
@@ -53,6 +55,7 @@ def generate(
         token_budget: most slots (prompts x (longest + new tokens)) in one batch.
         use_cache: keep keys and values; without, every new token runs the whole text again.
         prefill_chunk: read prompts in pieces of so many tokens, which bounds the memory of long ones.
+        prompts: keeps what was read of these prompts for the next call, where arms share them.
         progress: called with the number of prompts just finished.
 
     Raises:
@@ -69,10 +72,11 @@ def generate(
     for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
         batch = model.batch([rows[i] for i in order], side="left")
         live = [e for e in edits if matches(e.where, batch.rows, max_new_tokens - 1)]
+        past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(seed + number)
-            new = model.continuations(batch, settings, live)
+            new = model.continuations(batch, settings, live, past)
         for i, said in zip(order, new.tolist(), strict=True):
             end = next((k for k, token in enumerate(said) if token in ends), None)
             ids = tuple(said[:end])

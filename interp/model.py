@@ -24,11 +24,13 @@ from interp.errors import UserError
 from interp.families import block_parts, check_layout, find_module, resolve_family, text_config
 from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, matches, on_residual
 from interp.io import sha256_of
+from interp.recent import Recent
 from interp.selection import LayerSpec, Selection, find_matches, resolve_layers
 
 # Slots (prompts x longest) of one forward pass. A GPU wants large batches; on a CPU small ones stay in its cache
 # (measured: 1.4-1.8 times faster at 2048 than at 16384), while generation is quicker the more rows share a step.
 TOKEN_BUDGET = 16_384
+REMEMBERED = 2**20  # tokens of rendered prompts
 CPU_TOKEN_BUDGET = 2_048
 
 
@@ -78,6 +80,7 @@ class HookedModel:
         self.takes_positions = "position_ids" in inspect.signature(type(self.base).forward).parameters
         self._head_takes_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        self._rendered: Recent[Rendered] = Recent(REMEMBERED)
         # What runs elsewhere cannot be tried here.
         self.parts_problem = "its weights are on another machine" if self.remote is True else check_forward(self)
 
@@ -166,8 +169,13 @@ class HookedModel:
                 self.hf.train()
 
     def render(self, prompt: Prompt | str, **changes: Any) -> Rendered:
-        """Ids and roles of one prompt; see :func:`interp.chat.render`."""
-        return chat.render(self.tokenizer, prompt, **changes)
+        """Ids and roles of one prompt; see :func:`interp.chat.render`. The latest prompts are remembered."""
+        key = (prompt, tuple(sorted(changes.items())), self.tokenizer.chat_template)
+        row = self._rendered.get(key)
+        if row is None:
+            row = chat.render(self.tokenizer, prompt, **changes)
+            self._rendered.put(key, row, len(row))
+        return row
 
     def check_context(self, rows: Sequence[Rendered], new_tokens: int = 0) -> None:
         """Refuse prompts that do not fit.
@@ -249,14 +257,20 @@ class HookedModel:
         with self.evaluating(), edit(self, batch.rows, edits):
             return self.hf(**self.inputs(batch), **last).logits[:, -1]
 
-    def continuations(self, batch: Batch, settings: Any, edits: Sequence[Edit] = ()) -> Int[Tensor, "row new"]:
-        """Ids generated after a batch padded on the left, by a ``GenerationConfig`` that nothing is added to."""
+    def continuations(
+        self, batch: Batch, settings: Any, edits: Sequence[Edit] = (), past: Any = None
+    ) -> Int[Tensor, "row new"]:
+        """Ids generated after a batch padded on the left, by a ``GenerationConfig`` that nothing is added to.
+
+        ``past`` holds keys and values of the batch's first columns.
+        """
         own = self.hf.generation_config
         # The checkpoint's own settings fill every gap of those passed in, so they step aside for the call.
         self.hf.generation_config = settings
         try:
             with self.evaluating(), edit(self, batch.rows, edits, settings.max_new_tokens - 1):
-                return self.hf.generate(batch.ids, attention_mask=batch.mask)[:, batch.ids.shape[1] :]
+                said = self.hf.generate(batch.ids, attention_mask=batch.mask, past_key_values=past)
+                return said[:, batch.ids.shape[1] :]
         finally:
             self.hf.generation_config = own
 

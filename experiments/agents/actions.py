@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from experiments.agents.call_syntax import NAMES, WEB_ACTIONS, Malformed, read_arguments
@@ -41,6 +42,7 @@ class Parsed:
     status: Status
 
 
+@lru_cache(maxsize=4096)  # every judge and every step reads the same few answers
 def parse_actions(text: str) -> Parsed:
     """Find the actions in a model's continuation. Never raises on any text, and never evaluates it."""
     scan = _Scan(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from experiments.agents.actions import Call, Parsed, parse_actions
@@ -57,6 +58,7 @@ _JBB = re.compile(
 )
 
 
+@lru_cache(maxsize=8192)
 def judge(continuation: str, mode: str = "strict", *, chat: bool = False, prefix: str | None = None) -> Outcome:
     """Judge what a model wrote after the prompt and any injected prefix.
 

@@ -16,6 +16,7 @@ from interp.io import sha256_of
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
+    from interp.prefill import PromptCache
     from steering.injection import Arm
 
 
@@ -129,12 +130,14 @@ def run_episodes(
     *,
     max_turns: int = 6,
     max_new_tokens: int = 48,
+    prompts: PromptCache | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Run every record to its end under ``arm``, greedily; episodes come in the order of ``records``.
 
     Each turn is a fresh prompt with the current page (user: instruction, page, suffix), and the arm's prefix
-    stands at the start of every turn's response. ``progress`` is called with the number of episodes just ended.
+    stands at the start of every turn's response. ``prompts`` keeps what was read of them for the next arm.
+    ``progress`` is called with the number of episodes just ended.
     """
     if max_turns < 1:
         raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
@@ -146,8 +149,9 @@ def run_episodes(
             break
         rows = [episode.row(model, arm) for episode in live]
         fresh = list({row.ids: row for row in rows if row.ids not in said}.values())
-        answers = generate(model, fresh, max_new_tokens=max_new_tokens, edits=arm.edits) if fresh else []
-        said.update(zip((row.ids for row in fresh), answers, strict=True))
+        if fresh:
+            answers = generate(model, fresh, max_new_tokens=max_new_tokens, edits=arm.edits, prompts=prompts)
+            said.update(zip((row.ids for row in fresh), answers, strict=True))
         for episode, row in zip(live, rows, strict=True):
             episode.take(said[row.ids], arm)
         if progress is not None:

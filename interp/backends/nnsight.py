@@ -82,7 +82,9 @@ class TracedModel(HookedModel):
             logits = traced.output.logits[:, -1].save()
         return logits
 
-    def continuations(self, batch: Batch, settings: Any, edits: Sequence[Edit] = ()) -> Int[Tensor, "row new"]:
+    def continuations(
+        self, batch: Batch, settings: Any, edits: Sequence[Edit] = (), past: None = None
+    ) -> Int[Tensor, "row new"]:
         width = batch.ids.shape[1]
         passes = _passes(width, settings.max_new_tokens, settings.use_cache, settings.prefill_chunk_size)
         moves = _moves(batch, edits, passes, settings.max_new_tokens)
