@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from experiments.agents.records import Record
 from experiments.behaviour import Rates, compare, rates
@@ -45,6 +46,7 @@ from steering.ping import Settings
 SCHEMA_VERSION = 1
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
 NEUTRAL, SHUFFLES = 3, 2
+NARROW = 256  # d_model
 TRACKED = ("base", "agent", "agent+prefix", "agent+suffix", "agent+neutral-prefix")
 PROBES = Path("probes", "agent-mean_prompt")  # the fine-tuned agent's own probe steers it, as in the paper
 
@@ -58,6 +60,15 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     run = Run(out, say)
     save_config(config, run.folder / "config.yaml")
     bench = run.timed("models", lambda: open_bench(config, run))
+    # The statistics of a narrow model are thousands of small products, which wait for each other on several threads.
+    with threadpool_limits(1 if bench.agent.d_model <= NARROW else None, user_api="blas"):
+        write_json(run.folder / "results.json", run_stages(bench))
+    return build_report(run.folder)
+
+
+def run_stages(bench: Bench) -> dict[str, Any]:
+    """Every stage in order: the whole of ``results.json``."""
+    config, run = bench.config, bench.run
     search = search_stage(bench)
     prefix = config.prefix or search["winner"]
     arms = study_arms(bench, prefix)
@@ -73,8 +84,7 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     results["claims"] = make_claims(results)
     write_json(run.folder / "tokens.json", results.pop("tokens"))
     results["meta"] = meta(bench)
-    write_json(run.folder / "results.json", results)
-    return build_report(run.folder)
+    return results
 
 
 def search_stage(bench: Bench) -> dict[str, Any]:
