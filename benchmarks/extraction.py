@@ -4,8 +4,9 @@
     python benchmarks/extraction.py --shape llama-3.1-8b  on a GPU: also tokens/s and MFU
 
 Every ratio is the median over interleaved pairs (A B, B A, …) in this one process: machines drift, ratios do not.
-Prompts have 40-400 tokens. *Natural batching* is what tokenising a whole list with ``padding=True`` gives: every
-prompt padded to the longest of the list, here in batches of 8; a second line pads each batch to its own longest.
+Prompts have 40-400 tokens. *Natural batching* is what tokenising a list with ``padding=True`` gives: one batch, every
+prompt padded to the longest of the list; a second line cuts batches of 8 in the list's order, each padded to its own
+longest.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
     },
 }
-NATURAL = 8  # prompts in a batch cut by hand
+CUT = 8  # prompts in a batch cut by hand
 BEGIN, END = "<!-- benchmarks/extraction.py -->", "<!-- end -->"
 
 Work = Callable[[], Any]
@@ -86,7 +87,9 @@ def random_model(shape: str, device: str, dtype: torch.dtype) -> HookedModel:
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token="<pad>", eos_token="<end>")
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"  # part of a store's identity
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.content }}{% endfor %}"  # part of a store's identity
+    )
     return HookedModel(hf.eval(), tokenizer, name=shape)
 
 
@@ -107,10 +110,8 @@ class Bench:
     def __init__(self, model: HookedModel, rows: list[Rendered], peers: bool) -> None:
         self.model, self.rows = model, rows
         self.everything = list(range(model.n_layers))
-        width = max(map(len, rows))
-        cuts = [rows[i : i + NATURAL] for i in range(0, len(rows), NATURAL)]
-        self.to_longest = [self._padded(cut, width) for cut in cuts]
-        self.to_batch = [self._padded(cut, max(map(len, cut))) for cut in cuts]
+        self.to_longest = [self._padded(rows)]
+        self.to_batch = [self._padded(rows[i : i + CUT]) for i in range(0, len(rows), CUT)]
         orders = token_budget_batches([len(row) for row in rows], model.token_budget)
         self.sorted = [model.inputs(model.batch([rows[i] for i in order])) for order in orders]
         self.bridge = self.traced = None
@@ -120,7 +121,8 @@ class Bench:
                 self.bridge = load_model(model, backend="transformer_lens").bridge  # type: ignore[attr-defined]
                 self.traced = load_model(model, backend="nnsight").traced  # type: ignore[attr-defined]
 
-    def _padded(self, rows: Sequence[Rendered], width: int) -> dict[str, Any]:
+    def _padded(self, rows: Sequence[Rendered]) -> dict[str, Any]:
+        width = max(map(len, rows))
         ids, mask = torch.zeros((len(rows), width), dtype=torch.long), torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row.ids), 1
@@ -285,7 +287,7 @@ def run(shape: str, device: str, n: int, pairs: int, peers: bool) -> dict[str, A
                       bench.ours, pairs, place, bar, False)
             )  # fmt: skip
             table.append(
-                ratio(f"{name} / all layers, each batch padded to its own longest",
+                ratio(f"{name} / all layers, batches of 8 padded to their own longest",
                       lambda f=theirs: f(bench.to_batch), bench.ours, pairs, place, None, False)  # type: ignore[misc]
             )  # fmt: skip
     table += memory_rows(bench, place)
@@ -332,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default=None, help="default: the 8B shape on a GPU, else the small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--prompts", type=int, default=None, help="default: 16 on a CPU, 256 on a GPU")
+    parser.add_argument("--prompts", type=int, default=None, help="default: 24 on a CPU, 256 on a GPU")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="JSON")
@@ -340,7 +342,7 @@ def main() -> None:
     options = parser.parse_args()
     gpu = options.device.startswith("cuda")
     shape = options.shape or ("llama-3.1-8b" if gpu else "llama-8x512")
-    found = run(shape, options.device, options.prompts or (256 if gpu else 16), options.pairs, not options.no_peers)
+    found = run(shape, options.device, options.prompts or (256 if gpu else 24), options.pairs, not options.no_peers)
     print(markdown(found))
     if options.out:
         write_json(options.out, found)
