@@ -94,9 +94,9 @@ def random_model(shape: str, device: str, dtype: torch.dtype) -> HookedModel:
 
 
 def ragged_prompts(n: int, vocab: int) -> list[Rendered]:
-    """Prompts of 40-400 tokens in an order that is not theirs by length."""
+    """Prompts of 40 to 400 tokens, evenly spread (few random lengths would be a lottery), in random order."""
     generator = torch.Generator().manual_seed(1)
-    lengths = torch.randint(40, 401, (n,), generator=generator).tolist()
+    lengths = torch.linspace(40, 400, n).round().long()[torch.randperm(n, generator=generator)].tolist()
     rows = []
     for i, length in enumerate(lengths):
         ids = torch.randint(3, vocab, (length,), generator=generator).tolist()
