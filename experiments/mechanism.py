@@ -8,7 +8,7 @@ from typing import Any
 from experiments.agents.records import Record
 from experiments.agents.rollout import MakeEnvironment
 from experiments.attribution import attribution_study
-from experiments.claims import number, percent
+from experiments.claims import cost_in_words, number, percent
 from experiments.inputs import take
 from experiments.patching import patching_study
 from experiments.readout import readout_study
@@ -154,8 +154,8 @@ def _set(section: Mapping[str, Any]) -> dict[str, Any]:
         "id": "few-components",
         "text": f"Patching {', '.join(section['chosen']) or 'no component'} ({100 * share:.0f}% of "
         f"{section['components']} components) at the final token alone restores {percent(back)} of the lost refusals "
-        f"on the held-out family {section['family']}, at "
-        + ("an unknown cost" if points is None else f"{points:.0f} points of benign success")
+        f"on the held-out family {section['family']}"
+        + (", at an unknown cost" if points is None else f" and {cost_in_words(points)} of benign success")
         + ("" if worst is None else f"; the best of {len(random)} random sets of that size restores {100 * worst:.0f}%")
         + ".",
         "holds": not missed,

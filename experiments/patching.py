@@ -57,9 +57,9 @@ def patching_study(
 
     Returns:
         ``measure, n, reference[model][label]``, ``maps[direction][label][layer][role]`` with ``moved`` (log-odds),
-        ``share`` (of the models' difference), ``control`` (share from another prompt), ``q`` of the share being above
-        0 after false discovery control; and ``outcome[direction][layer][role]`` with ``refusal_rate`` and, denoising,
-        ``control``.
+        ``share`` (of the models' difference), ``control`` and ``neutral`` (shares from other prompts), ``q`` of the
+        share being above 0 after false discovery control; and ``outcome[direction][layer][role]`` with
+        ``refusal_rate`` and, denoising, ``control``.
     """
     check_pair(models["base"], models["agent"])
     tasks = [task for task in tasks if task.label in LABELS]
@@ -74,6 +74,7 @@ def patching_study(
     outcome: dict[str, Any] = {}
     for direction, (giver, taker) in DIRECTIONS.items():
         same, foreign = donors(models[giver], rows[giver], labels, seed)
+        neutral = neutral_donor(models[taker], rows[taker], labels, seed)
         maps[direction] = {label: {layer_key(layer): {} for layer in layers} for label in LABELS}
         for layer in layers:
             for name, selection in where.items():
@@ -82,7 +83,7 @@ def patching_study(
                         models[taker], rows[taker], ids, [Patch(layer=layer, where=selection, donor=donor)]
                     )
                     - before[taker]
-                    for donor in (same, foreign)
+                    for donor in (same, foreign, neutral)
                 ]
                 for label in LABELS:
                     own = labels == label
@@ -92,6 +93,7 @@ def patching_study(
                         "moved": mean(moved[0][own], groups=mine, seed=seed),
                         "share": ratio(moved[0][own], gap, groups=mine, seed=seed),
                         "control": ratio(moved[1][own], gap, groups=mine, seed=seed),
+                        "neutral": ratio(moved[2][own], gap, groups=mine, seed=seed),
                     }
                 progress(1)
         for label in LABELS:
@@ -123,6 +125,14 @@ def donors(model: HookedModel, rows: Sequence[Rendered], labels: np.ndarray, see
         for row, label in zip(rows, labels, strict=True)
     }
     return Donor(model), Donor(model, partner=lambda row: other[row.ids], name=f"another prompt, seed {seed}")
+
+
+def neutral_donor(model: HookedModel, rows: Sequence[Rendered], labels: np.ndarray, seed: int) -> Donor:
+    """One that reads, for every prompt, a random benign prompt other than itself."""
+    rng = random.Random(seed + 1)
+    benign = [row for row, own in zip(rows, labels, strict=True) if own == "benign"]
+    other = {row.ids: rng.choice([one for one in benign if one.ids != row.ids] or benign) for row in rows}
+    return Donor(model, partner=lambda row: other[row.ids], name=f"another benign prompt, seed {seed}")
 
 
 def _first(tasks: Sequence[Record], n: int) -> list[Record]:

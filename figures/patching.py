@@ -12,7 +12,7 @@ from figures.numbers import escape, number, percent, plain, sort_layers, values
 from figures.section import Control, Panel, Section, Table
 
 DIRECTIONS = {"denoise": "base’s state into the agent", "noise": "agent’s state into the base"}
-SHOWN = {"share": "Same prompt", "control": "Another prompt, of the other kind"}
+SHOWN = {"share": "Same prompt", "control": "A benign prompt", "neutral": "Its own, of a benign prompt"}
 
 
 def section(results: dict[str, Any]) -> Section | None:
@@ -28,7 +28,8 @@ def section(results: dict[str, Any]) -> Section | None:
         view = {"direction": direction}
         layers = sort_layers(cells)
         for name, title in SHOWN.items():
-            panels.append(Panel(f"{title}, log-odds moved", _map(cells, layers, name), f"{title}: {words}.", view))
+            if any(name in cell for by_role in cells.values() for cell in by_role.values()):
+                panels.append(Panel(title, _map(cells, layers, name), f"{title}: {words}, log-odds moved.", view))
         tables.append(_table(cells, layers, words, view))
         tables += _outcomes(patching, direction, words, view)
     reference = patching.get("reference") or {}
@@ -43,14 +44,15 @@ def section(results: dict[str, Any]) -> Section | None:
         reading=(
             "Each cell replaces the residual stream after one layer (row) at the tokens of one role (column) by the "
             "other model’s on the same harmful prompt. 100% means that the patched model’s refusal log-odds "
-            "arrive where the other model’s are; 0% that nothing moved. The right map takes the state from a random "
-            "benign prompt instead: what any foreign state of that model does there. Dots mark cells above 0 after "
-            "false discovery control over the whole map."
+            "arrive where the other model’s are; 0% that nothing moved. Two controls beside it: the other model’s "
+            "state on a random benign prompt (does any state of that model do it?), and the patched model’s own state "
+            "on another random benign prompt (does any ordinary state do it?). Dots mark cells above 0 after false "
+            "discovery control over the whole map."
         ),
         panels=panels,
         controls=(Control("direction", "Put the", tuple(DIRECTIONS.items()), next(iter(DIRECTIONS))),),
         tables=tables,
-        columns=2,
+        columns=3 if len(panels) == len(SHOWN) * len(DIRECTIONS) else 2,
         note=f"Refusal log-odds without a patch. {note}." if note else "",
     )
 
@@ -101,11 +103,12 @@ def _percent(cell: Any, name: str) -> str:
 
 def _table(cells: dict[str, Any], layers: list[str], words: str, view: dict[str, str]) -> Table:
     rows = [
-        [layer, role, percent(cell.get("share")), percent(cell.get("control")), plain(cell.get("moved"))]
+        [layer, role, *(percent(cell.get(name)) for name in SHOWN), plain(cell.get("moved"))]
         for layer in layers
         for role, cell in cells[layer].items()
     ]
-    head = ["Layer", "Place", "Moved, of the difference", "From another prompt", "Moved, log-odds"]
+    head = ["Layer", "Place", "Moved, of the difference", "From a benign prompt", "Own, from a benign prompt",
+            "Moved, log-odds"]  # fmt: skip
     return Table(
         f"Every cell, {words}, harmful prompts, 95% intervals.", head, rows, folded=True, text_columns=2, view=view
     )
@@ -118,7 +121,7 @@ def _outcomes(patching: dict[str, Any], direction: str, words: str, view: dict[s
         for layer in sort_layers(cells)
         for place, cell in cells[layer].items()
     ]
-    head = ["Layer", "Place", "Harmful refused", "… from another prompt", "Benign refused"]
+    head = ["Layer", "Place", "Harmful refused", "… from a benign prompt", "Benign refused"]
     caption = f"What the first turn then says, {words}: refusals as judged, 95% intervals."
     return [Table(caption, head, rows, text_columns=2, view=view)] if rows else []
 

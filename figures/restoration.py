@@ -12,6 +12,12 @@ from figures.marks import curve
 from figures.numbers import bounds, count, escape, number, percent, plain, sort_layers, values
 from figures.section import Key, Panel, Section, Table
 
+SETS = (
+    "Heads and MLPs are added one by one by what they restore on validation tasks of the other families; the dotted "
+    "line is the bar of 80%, the last point what all components together restore. What counts is the table: test tasks "
+    "of the family the search never saw, beside random sets of the same size."
+)
+LENS = "The logit lens decodes the stream after each layer as if it were the last."
 FAMILIES = {"held_out": "held-out family", "seen": "other families"}
 
 
@@ -29,14 +35,11 @@ def section(results: dict[str, Any]) -> Section | None:
         keys = [Key("base, harmful", "base", "line"), Key("agent, harmful", "agent", "dash")]
     return Section(
         id="restoration",
-        title="Few components, and knowledge against readout",
-        question="How little of the base must be put back, at the final token alone, for refusal to return?",
-        reading=(
-            "Left: heads and MLPs added one by one by what they restore on validation tasks of the other families; the "
-            "dotted line is the bar of 80%, the ceiling is what all components together restore. What counts is the "
-            "table: test tasks of the family the search never saw, beside random sets of the same size. Right: the "
-            "stream after each layer decoded as if it were the last."
-        ),
+        title="Few components, and knowledge against readout" if found else "Knowledge against readout",
+        question="How little of the base must be put back, at the final token alone, for refusal to return?"
+        if found
+        else "Does what knows of harm lie along what refuses, and where does the decision appear?",
+        reading=" ".join(words for words, there in ((SETS, found), (LENS, readout)) if there),
         panels=panels,
         keys=keys,
         tables=tables,

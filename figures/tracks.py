@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from figures import theme
 from figures.marks import curve
 from figures.numbers import MISSING, escape, plain, sort_layers
-from figures.section import Key, Panel, Section, Table, layer_control
+from figures.section import Control, Key, Panel, Section, Table, layer_control
 
 ROLES = ("system", "instruction", "page", "suffix", "template", "header", "prefix", "response")
 # Few header tokens carry the story: they get as much room as a long page.
@@ -26,6 +26,7 @@ WIDTHS = {
     "response": 8,
 }
 WIDEST_SLOT = 2.5
+ALIGNMENTS = {"fraction": "tenths", "index": "tokens"}
 TEXT_ROLES = ("system", "instruction", "page", "suffix")
 
 
@@ -38,18 +39,13 @@ def section(results: dict[str, Any]) -> Section | None:
     layers = sort_layers({layer for arm in arms for layer in (curves or tracks)[arm]})
     start = layers[-1]
     labels = [label for label in theme.LABELS if any(label in cell for arm in curves.values() for cell in arm.values())]
-    panels, keys = [], []
+    panels, keys, controls = [], [], layer_control(layers, start)
     if curves:
-        axis = _axis(curves)
-        ranges = _ranges(curves)
-        for arm in arms:
-            alt = f"Safety logit by position on {', '.join(theme.LABELS[l] for l in labels)} prompts, {arm}."
-            panels.append(Panel(arm, _arm(curves[arm], labels, layers, start, axis, ranges), alt, wide=True))
-        if {"harmful", "benign"} <= set(labels):
-            alt = "Harmful minus benign logit by position, one line an arm."
-            arm_keys = [Key(arm, theme.arm_key(arm), theme.arm_mark(arm)) for arm in arms]
-            fig = _gap(curves, arms, layers, start, axis)
-            panels.append(Panel("Harmful minus benign", fig, alt, wide=True, keys=arm_keys))
+        views = [by for by in ALIGNMENTS if by == "fraction" or _has(curves, "instruction", by)]
+        if len(views) > 1:
+            controls += (Control("by", "Instruction by", tuple((by, ALIGNMENTS[by]) for by in views), views[0]),)
+        for by in views:
+            panels += _panels(_aligned(curves, by), arms, labels, layers, start, {"by": by} if len(views) > 1 else {})
         marks = {"harmful": "line", "lookalike": "dotted", "benign": "dash"}
         keys = [Key(f"{theme.LABELS[label]} prompts", label, marks[label]) for label in labels]
     return Section(
@@ -58,16 +54,59 @@ def section(results: dict[str, Any]) -> Section | None:
         question="Where in the prompt does the model read harm, and is it still there when it starts to speak?",
         reading=(
             "The probe’s logit on each token, averaged over prompts, with a 95% band; positive means harmful. Texts "
-            "are cut into tenths, chat markup and prefix are shown token by token, and the header is drawn wide: its "
-            "last token (ringed), or the prefix’s last, is where the model starts to speak. Levels differ between "
-            "positions for reasons unrelated to harm, so compare lines at the same place, not one place with another. "
-            "Bands widen and lines end where few or no prompts have such a token."
+            "are cut into tenths (the instruction, if you choose so, token by token up to its 32nd), chat markup and "
+            "prefix are shown token by token, and the header is drawn wide: its last token (ringed), or the prefix’s "
+            "last, is where the model starts to speak. Levels differ between positions for reasons unrelated to harm, "
+            "so compare lines at the same place, not one place with another. Bands widen and lines end where few or "
+            "no prompts have such a token."
         ),
         panels=panels,
-        controls=layer_control(layers, start),
+        controls=controls,
         keys=keys,
         tables=[_table(tracks, layer) for layer in layers] if tracks else [],
     )
+
+
+def _has(curves: dict[str, Any], role: str, by: str) -> bool:
+    cells = (cell for arm in curves.values() for layer in arm.values() for cell in layer.values())
+    return any((role, by) in zip(cell["role"], cell.get("by") or (), strict=False) for cell in cells)
+
+
+def _aligned(curves: dict[str, Any], by: str) -> dict[str, Any]:
+    """The curves with texts that are known both ways aligned ``by`` one of them."""
+    other = {"fraction": "index", "index": "fraction"}[by]
+
+    def kept(cell: dict[str, Any]) -> dict[str, Any]:
+        if "by" not in cell:
+            return cell
+        both = {role for role, way in zip(cell["role"], cell["by"], strict=True) if way == by and role in TEXT_ROLES}
+        rows = [
+            i
+            for i, (role, way) in enumerate(zip(cell["role"], cell["by"], strict=True))
+            if role not in both or way != other
+        ]
+        return {name: [column[i] for i in rows] for name, column in cell.items()}
+
+    return {
+        arm: {layer: {label: kept(cell) for label, cell in cells.items()} for layer, cells in by_layer.items()}
+        for arm, by_layer in curves.items()
+    }
+
+
+def _panels(
+    curves: dict[str, Any], arms: list[str], labels: list[str], layers: list[str], start: str, view: dict[str, str]
+) -> list[Panel]:
+    axis, ranges = _axis(curves), _ranges(curves)
+    panels = []
+    for arm in arms:
+        alt = f"Safety logit by position on {', '.join(theme.LABELS[l] for l in labels)} prompts, {arm}."
+        panels.append(Panel(arm, _arm(curves[arm], labels, layers, start, axis, ranges), alt, view, wide=True))
+    if any("gap" in cells for arm in curves.values() for cells in arm.values()):
+        alt = "Harmful minus benign logit by position, one line an arm."
+        arm_keys = [Key(arm, theme.arm_key(arm), theme.arm_mark(arm)) for arm in arms]
+        fig = _gap(curves, arms, layers, start, axis)
+        panels.append(Panel("Harmful minus benign", fig, alt, view, wide=True, keys=arm_keys))
+    return panels
 
 
 def _axis(curves: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
@@ -103,11 +142,12 @@ def _columns(cell: dict[str, Any], axis: dict[str, Any]) -> dict[str, np.ndarray
 def _details(cell: dict[str, Any]) -> list[list[str]]:
     out: list[list[str]] = []
     last = None
-    for index, (role, slot, slots) in enumerate(zip(cell["role"], cell["slot"], cell["slots"], strict=True)):
+    ways = cell.get("by") or ["fraction" if role in TEXT_ROLES else "index" for role in cell["role"]]
+    for index, (role, by, slot, slots) in enumerate(zip(cell["role"], ways, cell["slot"], cell["slots"], strict=True)):
         if last not in (None, role):
             out.append(["", "", ""])
         last = role
-        place = f"tenth {slot + 1} of {slots}" if role in TEXT_ROLES else f"token {slot + 1} of {slots}"
+        place = f"tenth {slot + 1} of {slots}" if by == "fraction" else f"token {slot + 1} of {slots}"
         ends = [cell["low"][index], cell["high"][index]]
         estimate = {"value": cell["value"][index], "ci": None if None in ends else ends}
         many = cell.get("n")
@@ -137,7 +177,7 @@ def _ranges(curves: dict[str, Any]) -> dict[str, list[float]]:
     ends: dict[str, list[float]] = {}
     for arm in curves.values():
         for layer, labels in arm.items():
-            for cell in labels.values():
+            for cell in (cell for label, cell in labels.items() if label != "gap"):
                 columns = (*cell["value"], *cell["low"], *cell["high"])
                 ends.setdefault(layer, [0.0]).extend(v for v in columns if v is not None and not math.isnan(v))
     reach = {layer: (max(found) - min(found)) or 1.0 for layer, found in ends.items()}
@@ -186,38 +226,19 @@ def _gap(curves: dict[str, Any], arms: list[str], layers: list[str], start: str,
     for layer in layers:
         view: dict[str, Any] = {"meta": {"layer": layer}, "visible": layer == start}
         for arm in arms:
-            cell = curves[arm].get(layer) or {}
-            if "harmful" not in cell or "benign" not in cell:
-                continue
-            gap = _difference(cell["harmful"], cell["benign"])
-            if not gap["role"]:
+            gap = (curves[arm].get(layer) or {}).get("gap")
+            if not gap or not gap["role"]:
                 continue
             columns = _columns(gap, axis)
             name = theme.arm_key(arm)
             curve(
                 fig, columns["x"], columns["value"], columns["low"], columns["high"], colour=name, size=4.5, width=2,
                 dash=theme.ARM_DASHES.get(arm, "solid"),
-                hover=f"<b>{escape(arm)}: %{{customdata[1]}}</b><br>%{{customdata[0]}}", details=_details(gap), **view,
+                hover=f"<b>{escape(arm)}: %{{customdata[1]}}</b><br>%{{customdata[0]}}, n = %{{customdata[2]}}",
+                details=_details(gap), **view,
             )  # fmt: skip
             _final_token(fig, columns, name, view)
     return fig
-
-
-def _difference(harmful: dict[str, Any], benign: dict[str, Any]) -> dict[str, Any]:
-    """Harmful minus benign at the places both have. The two means have intervals, their difference here has none."""
-    other = {(r, s): v for r, s, v in zip(benign["role"], benign["slot"], benign["value"], strict=True)}
-    out: dict[str, Any] = {name: [] for name in ("role", "slot", "slots", "value", "low", "high")}
-    for role, slot, slots, value in zip(*(harmful[k] for k in ("role", "slot", "slots", "value")), strict=True):
-        if (role, slot) not in other:
-            continue
-        rest = other[role, slot]
-        out["role"].append(role)
-        out["slot"].append(slot)
-        out["slots"].append(slots)
-        out["value"].append(None if value is None or rest is None else value - rest)
-        out["low"].append(None)
-        out["high"].append(None)
-    return out
 
 
 def _table(tracks: dict[str, Any], layer: str) -> Table:

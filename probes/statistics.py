@@ -70,19 +70,46 @@ def mean(values: Values, *, groups: Groups = None, seed: int = 0) -> Estimate:
 
 def column_means(values: np.ndarray, *, seed: int = 0) -> list[Estimate]:
     """:func:`mean` of every column of (row, column) values with NaN as missing, rows resampled together."""
+    counts = (~np.isnan(values)).sum(0)
+    return _columns(_column_values(values), _drawn_means(values, seed), counts, counts >= 2, len(values))
+
+
+def column_differences(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> list[Estimate]:
+    """Mean of ``a`` minus mean of ``b``, two samples of rows with the same columns and NaN as missing.
+
+    A column that one of the two never reaches is NaN; the interval needs two rows on either side. ``n`` counts both.
+    """
+    first, second = ((~np.isnan(values)).sum(0) for values in (a, b))
+    drawn = _drawn_means(a, seed) - _drawn_means(b, seed + 1)
+    known = np.minimum(first, second) >= 2
+    return _columns(_column_values(a) - _column_values(b), drawn, first + second, known, len(a) + len(b))
+
+
+def _column_values(values: np.ndarray) -> np.ndarray:
     here = ~np.isnan(values)
-    filled, counts = np.where(here, values, 0.0), here.sum(0)
+    sums, counts = np.where(here, values, 0.0).sum(0), here.sum(0)
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
+def _drawn_means(values: np.ndarray, seed: int) -> np.ndarray:
+    """Means of the columns in every resample of the rows: (resample, column)."""
+    here = ~np.isnan(values)
+    filled = np.where(here, values, 0.0)
     samples = []
     for weights in blocks_of_weights(len(values), seed=seed):
         there = weights @ here
         samples.append(np.divide(weights @ filled, there, out=np.full(there.shape, np.nan), where=there > 0))
-    drawn = np.concatenate(samples)
-    result = []
-    for column, n in enumerate(counts):
-        value = filled[:, column].sum() / n if n else math.nan
-        ci = NO_INTERVAL if n < 2 else np.nanpercentile(drawn[:, column], (2.5, 97.5))
-        result.append(Estimate(float(value), (float(ci[0]), float(ci[1])), int(n), int(len(values) - n)))
-    return result
+    return np.concatenate(samples)
+
+
+def _columns(points: np.ndarray, drawn: np.ndarray, counts: np.ndarray, known: np.ndarray, rows: int) -> list[Estimate]:
+    low, high = np.full((2, len(points)), math.nan)
+    if known.any():
+        low[known], high[known] = np.nanpercentile(drawn[:, known], (2.5, 97.5), axis=0)
+    return [
+        Estimate(float(point), (float(a), float(b)), int(n), int(rows - n))
+        for point, a, b, n in zip(points, low, high, counts, strict=True)
+    ]
 
 
 def column_gaps(values: np.ndarray, positive: np.ndarray, *, groups: Groups = None, seed: int = 0) -> list[Estimate]:

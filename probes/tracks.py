@@ -1,15 +1,16 @@
 """The safety logit along the prompt: per token, per role, and as curves over positions aligned by role.
 
 Prompts differ in length, so positions are aligned by what the tokens *are*: markup (template, header), prefix
-and response by their exact index, texts (system, instruction, page, suffix) by tenths of the text. Where a
-prompt has no token its value is missing, never zero, and the estimate says for how many prompts that was so.
+and response by their exact index, texts (system, instruction, page, suffix) by tenths of the text, instructions by
+index as well. Where a prompt has no token its value is missing, never zero, and the estimate says for how many
+prompts that was so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,12 @@ from jaxtyping import Float, Int
 from interp.store import ActivationStore
 from probes.logistic import LayerProbes
 from probes.pooling import Tokens, blocks, read_tokens
-from probes.statistics import Estimate, column_means, mean
+from probes.statistics import Estimate, column_differences, column_means, mean
 
 TEXT_ROLES = ("system", "instruction", "page", "suffix")
 READING_ORDER = (*TEXT_ROLES, "template", "header", "prefix", "response")
+# How positions of a role are aligned; markup, prefix and response by index alone.
+ALIGNED = dict.fromkeys(TEXT_ROLES, ("fraction",)) | {"instruction": ("fraction", "index")}
 FRACTIONS = 10
 INDICES = 32
 
@@ -98,33 +101,35 @@ def values_table(arm: str, layer: int, track: RoleLogits) -> pa.Table:
     return pa.table(arrays, schema=VALUES_SCHEMA)
 
 
-def curves(
-    tokens: Tokens, logits: np.ndarray, *, text: Literal["fraction", "index"] = "fraction", seed: int = 0
-) -> dict[str, dict[str, list[Any]]]:
-    """``[label]`` -> columns ``role, slot, slots, value, low, high, n`` of equal length, in reading order.
+def curves(tokens: Tokens, logits: np.ndarray, *, seed: int = 0) -> dict[str, dict[str, list[Any]]]:
+    """``[label]`` -> columns ``role, by, slot, slots, value, low, high, n`` of equal length, in reading order.
 
-    ``slot`` counts from 0 to ``slots`` - 1: a tenth of a text, or an exact token index (the first 32); with
-    ``text="index"`` texts are aligned by token index as well. A slot that no prompt of the label reaches is left out.
+    ``slot`` counts from 0 to ``slots`` - 1: a tenth of a text (``by`` fraction), or an exact token index (``by``
+    index, the first 32). An instruction comes both ways, one after the other. A slot that no prompt of the label
+    reaches is left out. ``gap`` beside the labels is harmful minus benign, where both have prompts.
     """
     index, length = _index_in_role(tokens)
-    slot = index
-    if text == "fraction":
-        tenth = ((index + 0.5) * FRACTIONS / length).astype(np.int64)
-        slot = np.where(np.isin(tokens.role, TEXT_ROLES), tenth, index)
-    keys = [
-        (role, s)
-        for role in READING_ORDER
-        for s in range(min(INDICES, int(slot[tokens.role == role].max(initial=-1)) + 1))
-    ]
-    n = len(tokens.prompt_ids)
-    values = np.full((n, len(keys)), np.nan)
-    for i, (role, s) in enumerate(keys):
-        here = (tokens.role == role) & (slot == s)
-        counts = np.bincount(tokens.prompt[here], minlength=n)
-        sums = np.bincount(tokens.prompt[here], logits[here], minlength=n)
-        np.divide(sums, counts, out=values[:, i], where=counts > 0)
-    labels = np.array(tokens.labels)
-    return {label: _columns(keys, values[labels == label], text, seed) for label in sorted(set(tokens.labels))}
+    tenth = ((index + 0.5) * FRACTIONS / length).astype(np.int64)
+    n, keys, columns = len(tokens.prompt_ids), [], []
+    for role in READING_ORDER:
+        own = tokens.role == role
+        for by, slot in (("fraction", tenth), ("index", index)):
+            if by not in ALIGNED.get(role, ("index",)):
+                continue
+            for s in range(min(INDICES, int(slot[own].max(initial=-1)) + 1)):
+                here = own & (slot == s)
+                counts = np.bincount(tokens.prompt[here], minlength=n)
+                sums = np.bincount(tokens.prompt[here], logits[here], minlength=n)
+                keys.append((role, by, s))
+                columns.append(np.divide(sums, counts, out=np.full(n, np.nan), where=counts > 0))
+    values, labels = np.stack(columns, 1), np.array(tokens.labels)
+    found = {
+        label: _table(keys, column_means(values[labels == label], seed=seed)) for label in sorted(set(tokens.labels))
+    }
+    if {"harmful", "benign"} <= set(tokens.labels):
+        pair = (values[labels == "harmful"], values[labels == "benign"])
+        found["gap"] = _table(keys, column_differences(*pair, seed=seed))
+    return found
 
 
 def token_rows(
@@ -170,17 +175,16 @@ def _index_in_role(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     return index, length
 
 
-def _columns(keys: list[tuple[str, int]], values: np.ndarray, text: str, seed: int) -> dict[str, list[Any]]:
-    reached = [i for i in range(len(keys)) if not np.isnan(values[:, i]).all()]
-    estimates = [item.to_dict() for item in column_means(values[:, reached], seed=seed)]
-    kept = [keys[i] for i in reached]
-    indexed = {role: 1 + max(s for r, s in kept if r == role) for role, _ in kept}
+def _table(keys: list[tuple[str, str, int]], estimates: Sequence[Estimate]) -> dict[str, list[Any]]:
+    kept = [(*key, item.to_dict()) for key, item in zip(keys, estimates, strict=True) if not np.isnan(item.value)]
+    slots = {(role, by): 1 + max(s for r, b, s, _ in kept if (r, b) == (role, by)) for role, by, _, _ in kept}
     return {
-        "role": [role for role, _ in kept],
-        "slot": [s for _, s in kept],
-        "slots": [FRACTIONS if role in TEXT_ROLES and text == "fraction" else indexed[role] for role, _ in kept],
-        "value": [item["value"] for item in estimates],
-        "low": [item["ci"][0] for item in estimates],
-        "high": [item["ci"][1] for item in estimates],
-        "n": [item["n"] for item in estimates],
+        "role": [role for role, *_ in kept],
+        "by": [by for _, by, *_ in kept],
+        "slot": [s for *_, s, _ in kept],
+        "slots": [FRACTIONS if by == "fraction" else slots[role, by] for role, by, *_ in kept],
+        "value": [item["value"] for *_, item in kept],
+        "low": [item["ci"][0] for *_, item in kept],
+        "high": [item["ci"][1] for *_, item in kept],
+        "n": [item["n"] for *_, item in kept],
     }

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from interp.batching import Batch
+from interp.batching import Batch, token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
 from interp.extract import extract
 from interp.hooks import Edit, Handle, Sink, capture, check_residual, edit, matches
 from interp.model import HookedModel
-from interp.selection import EMBED, Selection
+from interp.selection import EMBED, Selection, final
 from interp.store import ActivationStore
 
 
@@ -107,6 +108,36 @@ def boot(model: HookedModel) -> BridgeModel:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{model.name}: TransformerLens cannot bridge {type(hf).__name__} ({reason})") from error
     return BridgeModel(bridge, model.tokenizer, model.name, blocks=model.family.blocks, fingerprint=fingerprint)
+
+
+def head_writes(
+    model: BridgeModel, rows: Sequence[Rendered], layer: int, where: Selection | None = None
+) -> list[Float[Tensor, "token head d_model"]]:
+    """What every head of a layer writes at the tokens ``where`` (default: the final one), row by row, float64.
+
+    TransformerLens' way: ``hook_z`` through ``W_O``, without the projection's bias, before a post-norm where there is
+    one. :func:`interp.attribution.attribute` cuts the projection of the plain model instead; both give the same.
+    """
+    where = final() if where is None else where
+    attention = model.bridge.blocks[layer].attn
+    weight = attention.W_O.detach().double()
+    model.check_context(rows)
+    found: list[Tensor] = [weight.new_empty(0)] * len(rows)
+    for order in token_budget_batches([len(row) for row in rows], model.token_budget):
+        batch, kept = model.batch([rows[i] for i in order]), []
+        point = attention.hook_z
+        handle = PointHandle(point, point.add_hook(lambda z, hook, kept=kept: kept.append(z.detach())))
+        try:
+            given = model.inputs(batch)
+            with torch.no_grad(), model.evaluating():
+                model.bridge(given.pop("input_ids"), return_type=None, **given)
+        finally:
+            handle.remove()
+        z = kept[0].double().reshape(*batch.ids.shape, weight.shape[0], weight.shape[1])
+        for j, i in enumerate(order):
+            mask = torch.tensor(where.mask(rows[i]), device=z.device)
+            found[i] = torch.einsum("ths,hsd->thd", z[j, : len(mask)][mask], weight)
+    return found
 
 
 def to_activation_cache(store: ActivationStore, prompt_ids: Sequence[str] | None = None, model: Any = None) -> Any:

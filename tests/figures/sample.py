@@ -62,13 +62,17 @@ def rates(harmful: float, lookalike: float, done: float) -> dict[str, Any]:
     }
 
 
+CURVE_COLUMNS = ("role", "by", "slot", "slots", "value", "low", "high", "n")
+
+
 def curves(rng: np.random.Generator, arm: str, layer: int, label: str) -> dict[str, list[Any]]:
-    roles = [("system", 10), ("instruction", 10), ("page", 10), ("template", 5), ("header", 4)]
+    roles = [("system", "fraction", 10), ("instruction", "fraction", 10), ("instruction", "index", 17)]
+    roles += [("page", "fraction", 10), ("template", "index", 5), ("header", "index", 4)]
     if arm == "agent+prefix":
-        roles.append(("prefix", 14))
-    out: dict[str, list[Any]] = {name: [] for name in ("role", "slot", "slots", "value", "low", "high", "n")}
+        roles.append(("prefix", "index", 14))
+    out: dict[str, list[Any]] = {name: [] for name in CURVE_COLUMNS}
     sign = {"harmful": 1.0, "lookalike": 0.1, "benign": -0.6}[label]
-    for role, slots in roles:
+    for role, by, slots in roles:
         for slot in range(slots):
             reach = {"system": 0.0, "instruction": slot / 9, "page": 0.8, "template": 0.6, "header": 0.9}.get(
                 role, 0.2 + slot / 16
@@ -80,12 +84,23 @@ def curves(rng: np.random.Generator, arm: str, layer: int, label: str) -> dict[s
             missing = role == "template" and slot == 4 and label == "benign"
             row = (
                 role,
+                by,
                 slot,
                 slots,
                 *((None,) * 3 if missing else (value, value - 0.8, value + 0.8)),
                 0 if missing else 60,
             )
             for name, item in zip(out, row, strict=True):
+                out[name].append(item)
+    return out
+
+
+def gap(harmful: dict[str, list[Any]], benign: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Harmful minus benign where both are known."""
+    out: dict[str, list[Any]] = {name: [] for name in CURVE_COLUMNS}
+    for *place, h, b in zip(*(harmful[k] for k in CURVE_COLUMNS[:4]), harmful["value"], benign["value"], strict=True):
+        if h is not None and b is not None:
+            for name, item in zip(CURVE_COLUMNS, (*place, h - b, h - b - 1.1, h - b + 1.1, 120), strict=True):
                 out[name].append(item)
     return out
 
@@ -210,7 +225,7 @@ def results(hostile: bool = False) -> dict[str, Any]:
     tracks: dict[str, Any] = {}
     for arm, layers in tracks_curves.items():
         for layer, labels in layers.items():
-            for label, columns in labels.items():
+            for label, columns in list(labels.items()):
                 cell = tracks.setdefault(arm, {}).setdefault(layer, {}).setdefault(label, {})
                 for role in dict.fromkeys(columns["role"]):
                     cell[role] = estimate(
@@ -227,6 +242,7 @@ def results(hostile: bool = False) -> dict[str, Any]:
                     )
                 known = [v for v in columns["value"] if v is not None]
                 cell["prompt"], cell["final"] = estimate(float(np.mean(known)), 0.5), estimate(known[-1], 0.9)
+            labels["gap"] = gap(labels["harmful"], labels["benign"])
     bad = HOSTILE if hostile else ""
     injection: dict[str, Any] = {"agent": {"text": None, "kind": "none", **rates(0.02, 0.0, 0.99)}}
     for name, text, pre, suf in (

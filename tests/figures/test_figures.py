@@ -24,13 +24,36 @@ def test_bands_break_where_the_interval_is_missing() -> None:
 def test_roles_stand_at_the_same_place_in_every_arm() -> None:
     section = tracks.section(sample.results())
     assert section is not None
-    names = [panel.title for panel in section.panels]
-    assert names == ["base", "agent", "agent+prefix", "Harmful minus benign"]
-    edges = [[(s.x0, s.x1) for s in panel.figure.layout.shapes if s.type == "rect"] for panel in section.panels]
-    assert all(edge == edges[0] for edge in edges)
+    for by in ("fraction", "index"):
+        panels = [panel for panel in section.panels if panel.view == {"by": by}]
+        names = [panel.title for panel in panels]
+        assert names == ["base", "agent", "agent+prefix", "Harmful minus benign"]
+        edges = [[(s.x0, s.x1) for s in panel.figure.layout.shapes if s.type == "rect"] for panel in panels]
+        assert all(edge == edges[0] for edge in edges)
 
 
-def test_gap_curve_is_harmful_minus_benign_and_missing_where_either_is() -> None:
+def test_instructions_are_drawn_by_tenths_or_by_token() -> None:
+    results = sample.results()
+
+    def places(by: str) -> list[str]:
+        section = tracks.section(results)
+        assert section is not None
+        panel = next(panel for panel in section.panels if panel.view == {"by": by} and panel.title == "agent")
+        line = next(t for t in panel.figure.data if t.customdata is not None and t.meta == {"layer": "3"})
+        return [detail[0] for detail in line.customdata if detail[0].startswith(("instruction", "page"))]
+
+    assert places("fraction")[:11] == [*(f"instruction, tenth {i} of 10" for i in range(1, 11)), "page, tenth 1 of 10"]
+    assert places("index")[15:18] == [*(f"instruction, token {i} of 17" for i in (16, 17)), "page, tenth 1 of 10"]
+    for arm in results["curves"].values():
+        for labels in arm.values():
+            for cell in labels.values():
+                rows = [i for i, by in enumerate(cell["by"]) if (cell["role"][i], by) != ("instruction", "index")]
+                cell |= {name: [column[i] for i in rows] for name, column in cell.items()}
+    section = tracks.section(results)
+    assert section is not None and [control.key for control in section.controls] == ["layer"]
+
+
+def test_the_gap_curve_is_that_of_the_results_with_its_interval() -> None:
     results = sample.results()
     section = tracks.section(results)
     assert section is not None
@@ -40,12 +63,12 @@ def test_gap_curve_is_harmful_minus_benign_and_missing_where_either_is() -> None
         if t.meta == {"layer": "3"} and t.customdata is not None and "agent</b>" not in t.hovertemplate
         and t.hovertemplate.startswith("<b>agent:")
     )  # fmt: skip
-    wanted = [
-        h - b if h is not None and b is not None else np.nan
-        for h, b in zip(cell["harmful"]["value"], cell["benign"]["value"], strict=True)
-    ]
+    columns = (cell["gap"][name] for name in ("value", "role", "by"))
+    wanted = [value for value, role, by in zip(*columns, strict=True) if (role, by) != ("instruction", "fraction")]
     drawn = np.array([y for y, detail in zip(line.y, line.customdata, strict=True) if detail[0]])
-    assert drawn == pytest.approx(np.array(wanted), nan_ok=True, abs=1e-4)
+    assert drawn == pytest.approx(np.array(wanted), abs=1e-4)
+    ends = [detail[1] for detail in line.customdata if detail[0]]
+    assert all("[" in end for end in ends)
 
 
 def test_steering_band_spans_all_control_draws() -> None:

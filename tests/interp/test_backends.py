@@ -6,15 +6,17 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import build_model, train_tokenizer
 
 from interp import Edit, HookedModel, Prompt, UserError, load_model
+from interp.attribution import attribute
 from interp.check import distance
 from interp.extract import extract
 from interp.generate import generate
-from interp.selection import final, parse
+from interp.selection import final, parse, prompt
 
 
 def rows_of(model, n=4):
@@ -102,6 +104,24 @@ def test_own_hooks_go_and_the_bridges_other_hooks_stay(bridge):
         assert len(point.fwd_hooks) == 1
     finally:
         bridge.bridge.reset_hooks()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_heads_by_the_bridge_are_those_of_the_split_projection(family, load):
+    from interp.backends.transformer_lens import head_writes
+
+    model = load(family)
+    bridged = load_model(model, backend="transformer_lens")
+    rows = rows_of(model)
+    w = np.random.default_rng(0).standard_normal(model.d_model)
+    split = attribute(model, rows, {3: (w, 0.0)}, prompt())[3].heads
+    for layer in (0, 3):
+        writes = head_writes(bridged, rows, layer, prompt())
+        theirs = np.stack([(x @ torch.tensor(w)).mean(0).numpy() for x in writes])
+        assert theirs == pytest.approx(split[:, layer], rel=1e-4, abs=1e-4)
+        assert np.abs(theirs).min() > 1e-3  # no head is silent: an equal zero would show nothing
+    assert head_writes(bridged, rows, 0)[2].shape == (1, model.n_heads, model.d_model)
+    assert not bridged.bridge.blocks[3].attn.hook_z.fwd_hooks
 
 
 def test_the_bridge_stops_after_the_deepest_layer(bridge):

@@ -45,7 +45,11 @@ def test_roles_by_hand(store) -> None:
 def test_curves_align_by_role_with_missing_never_zero(store) -> None:
     found = curves(read_tokens(store.index), token_logits(store, PROBES, 0))["harmful"]
     assert len({len(column) for column in found.values()}) == 1
-    at = {(r, s): i for i, (r, s) in enumerate(zip(found["role"], found["slot"], strict=True))}
+    at = {
+        (r, s): i
+        for i, (r, by, s) in enumerate(zip(found["role"], found["by"], found["slot"], strict=True))
+        if (r, by) != ("instruction", "index")
+    }
     # Two tokens fall into tenths 2 and 7; of twenty every tenth has two.
     assert found["value"][at["instruction", 2]] == np.mean([3, 2 * 4.5 - 1]) and found["n"][at["instruction", 2]] == 2
     assert found["value"][at["instruction", 0]] == 0 and found["n"][at["instruction", 0]] == 1
@@ -55,6 +59,29 @@ def test_curves_align_by_role_with_missing_never_zero(store) -> None:
     assert found["role"] == sorted(found["role"], key=["instruction", "template", "header", "prefix", "response"].index)
     assert found["low"][at["prefix", 0]] is None  # one prompt has no interval
     assert None not in found["value"]
+
+
+def test_instructions_are_aligned_by_token_too(store) -> None:
+    found = curves(read_tokens(store.index), token_logits(store, PROBES, 0))["harmful"]
+    rows = [
+        (s, slots, value, n)
+        for role, by, s, slots, value, n in zip(
+            *(found[name] for name in ("role", "by", "slot", "slots", "value", "n")), strict=True
+        )
+        if (role, by) == ("instruction", "index")
+    ]
+    # Prompt a has two tokens (3 and 7), prompt b twenty (-1, 1, 3, …): beyond the second only b is there.
+    assert rows[:3] == [(0, 20, np.mean([3, -1]), 2), (1, 20, np.mean([7, 1]), 2), (2, 20, 3.0, 1)]
+    assert len(rows) == 20 and rows[-1] == (19, 20, 37.0, 1)
+
+
+def test_the_gap_is_taken_where_both_kinds_have_tokens(store) -> None:
+    found = curves(read_tokens(store.index), token_logits(store, PROBES, 0))["gap"]
+    assert list(zip(found["role"], found["slot"], found["value"], found["n"], strict=True)) == [
+        ("template", 0, 1.0 - 5.0, 3),
+        ("header", 0, np.mean([9, 13]) - 1.0, 3),
+    ]
+    assert found["low"] == [None, None]  # one benign prompt
 
 
 def test_values_table_has_one_row_per_prompt_and_role_it_has(store) -> None:
