@@ -128,13 +128,16 @@ def cache(
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
     prefix: Annotated[str, typer.Option("--prefix", help="Injected start of the response.")] = "",
     suffix: Annotated[str, typer.Option("--suffix", help="Text at the end of the user prompt.")] = "",
+    without: Annotated[
+        str, typer.Option("--without", help="Records whose texts are left out: tasks the probes will be read on.")
+    ] = "",
     limit: Limit = 0,
     chat_template: Template = None,
 ) -> None:
     """Write residual activations of prompts to a store on disk; resumable."""
     from experiments.commands import cache_command
 
-    cache_command(model, prompts, out, layers, positions, dtype, prefix, suffix, limit, chat_template)
+    cache_command(model, prompts, out, layers, positions, dtype, prefix, suffix, without, limit, chat_template)
 
 
 @app.command()
@@ -146,14 +149,17 @@ def probe(
         typer.Option("--pooling", help="mean_prompt, mean_instruction, final; or mean:SELECTION, max:SELECTION."),
     ] = "mean_prompt",
     strength: Annotated[
-        str, typer.Option("--C", help="Inverse regularisation; cv: by grouped cross-validation.")
-    ] = "0.1",
+        str, typer.Option("--C", help="Inverse regularisation: a number, or cv, by grouped cross-validation.")
+    ] = "cv",
+    other: Annotated[
+        Path | None, typer.Option("--other", help="Store of the same prompts through another model: transfer.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
-    """Fit per-layer logistic probes on a store, with shuffled-label and random-direction controls."""
+    """Fit per-layer logistic probes on a store, with every control beside them."""
     from experiments.commands import probe_command
 
-    probe_command(store, out, pooling, strength, seed)
+    probe_command(store, out, pooling, strength, other, seed)
 
 
 @app.command()

@@ -129,13 +129,22 @@ def cache_command(
     dtype: str,
     prefix: str,
     suffix: str,
+    without: str,
     limit: int,
     chat_template: Path | None,
 ) -> None:
+    from experiments.agents.loaders import deduplicate
+    from experiments.probing import write_records
     from interp.extract import estimate, extract
     from interp.selection import parse
 
     records = read_tasks(prompts, limit)
+    if without:
+        kept = deduplicate(records, read_tasks(without))
+        say(f"{len(records) - len(kept)} of {len(records)} prompts are in {without} or came twice: left out")
+        records = kept
+    if not records:
+        raise UserError(f"--prompts {prompts}: every one is also in --without; give other ones")
     where = parse(positions)
     model = open_model(model_name, chat_template)
     arm = Arm("cache", prefix=prefix or None, suffix=suffix or None)
@@ -145,18 +154,13 @@ def cache_command(
     say(f"{len(rows)} prompts, {cost.tokens} tokens to keep, {cost.bytes / 1e9:.3f} GB, about {minutes:.1f} min")
     with bar("cache", len(rows)) as advance:
         store = extract(model, rows, out, layers=layers, where=where, dtype=dtype, progress=advance)
-    # Folds of a probe must not split pairs, and the store itself knows no records.
-    write_json(out / "groups.json", {record.id: record.pair_id or record.id for record in records})
+    write_records(out, records, rows)
     typer.echo(f"store: {out} ({store.index.num_rows} rows, layers {', '.join(map(str, store.layers))})")
 
 
-def probe_command(store_path: Path, out: Path, pooling: str, strength: str, seed: int) -> None:
-    from experiments.tracking import layer_key, plain
-    from interp.io import read_json
-    from interp.store import ActivationStore
-    from probes.controls import evaluate
-    from probes.logistic import LayerProbes
-    from probes.pooling import POOLINGS, pool
+def probe_command(store_path: Path, out: Path, pooling: str, strength: str, other: Path | None, seed: int) -> None:
+    from experiments.probing import probe_store
+    from probes.pooling import POOLINGS
 
     if pooling not in POOLINGS and not pooling.startswith(("mean:", "max:")):
         raise UserError(
@@ -168,25 +172,31 @@ def probe_command(store_path: Path, out: Path, pooling: str, strength: str, seed
         raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it") from error
     if C != "cv" and not C > 0:
         raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it")
-    store = ActivationStore.open(store_path)
-    pooled = pool(store, pooling)
-    for label in ("harmful", "benign"):
-        if label not in pooled.labels:
-            raise UserError(f"{store_path}: holds no {label} prompt; a probe needs harmful and benign ones")
-    groups_path = store_path / "groups.json"
-    known = read_json(groups_path) if groups_path.exists() else {}
-    groups = [known.get(prompt, prompt) for prompt in pooled.prompt_ids]
-    meta = {"pooling": pooling, "fingerprint": store.meta["identity"]["model"], "store": str(store_path)}
-    probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, C=C, seed=seed, meta=meta)
-    scores = evaluate(pooled.features, pooled.labels, groups=groups, C=C, seed=seed)
-    probes.save(out)
-    table = plain({layer_key(layer): row for layer, row in scores.items()})
-    write_json(out / "evaluation.json", table)
-    columns = ("auroc", "accuracy", "tpr_at_1fpr", "calibration_error", "shuffled_auroc", "random_auroc", "means_auroc")
-    rows = [[layer, *(percent(row[name]) for name in columns)] for layer, row in table.items()]
-    print_table(["layer", *columns], rows, f"per cent [95% interval], held out, n = {len(pooled.labels)}, {pooling}")
+    found = probe_store(store_path, out, pooling=pooling, C=C, other_path=other, seed=seed)
+    table = found["layers"]
+    columns = [name for name in PROBE_COLUMNS if any(name in row for row in table.values())]
+    rows = [[layer, f"{row['C']:g}", *(percent(row.get(name)) for name in columns)] for layer, row in table.items()]
+    caption = f"per cent [95% interval], held out, n = {found['n']}, {pooling}"
+    print_table(["layer", "C", *columns], rows, caption)
+    for name, cell in found["baselines"].items():
+        typer.echo(f"without activations, {name}: {percent(cell)}")
+    astray = [layer for layer, row in table.items() if not row["converged"]]
+    typer.echo(f"not converged: layers {', '.join(astray)}" if astray else "every fit converged")
     typer.echo(f"probes: {out}")
 
+
+PROBE_COLUMNS = (
+    "auroc",
+    "accuracy",
+    "tpr_at_1fpr",
+    "calibration_error",
+    "shuffled_auroc",
+    "random_auroc",
+    "means_auroc",
+    "category_worst",
+    "transfer_auroc",
+    "transfer_back_auroc",
+)
 
 FOREIGN_PROMPTS = (
     "The model organism was never trained on prompts like these: its logits here are extrapolation, not evidence about "

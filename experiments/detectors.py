@@ -1,4 +1,7 @@
-"""Detectors compared on the tasks: trained and given their threshold on validation tasks, read on test tasks."""
+"""Detectors compared on the tasks: trained and given their threshold on validation tasks, read on test tasks.
+
+The layer is chosen on prompt means alone; token activations are then kept of that layer and a few others only.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from experiments.agents.records import Record
+from experiments.attribution import shown_layers
+from experiments.noise_floor import pooled_in_memory
 from experiments.tracking_job import layer_key, plain
 from interp.model import HookedModel
 from interp.selection import LayerSpec, resolve_layers
 from probes.detectors import Prompts, best_layer, compare_detectors
 
 TRAINED = 0.6  # share of the validation groups that trains; the rest chooses layer and threshold
+DEEP = 3  # layers that the detector of several layers reads
 
 
 def detector_study(
@@ -24,7 +30,8 @@ def detector_study(
     layers: LayerSpec = "all",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The section ``detectors`` of ``results.json``: per model ``layer``, ``n`` and the ``detectors`` with their rates.
+    """The section ``detectors`` of ``results.json``: per model ``layer``, ``deep_layers``, ``n`` and the ``detectors``
+    with their rates.
 
     Look-alikes are benign in training and reported apart.
     """
@@ -35,30 +42,42 @@ def detector_study(
     section = {}
     for name, model in models.items():
         wanted = resolve_layers(layers, model.n_layers)
-        before, after = read_prompts(model, validation, wanted), read_prompts(model, test, wanted)
-        train = {layer: before[layer].take(training) for layer in wanted}
-        selection = {layer: before[layer].take(~training) for layer in wanted}
-        layer = best_layer(train, selection)
+        means = _means(model, validation, wanted)
+        layer = best_layer(
+            {at: prompts.take(training) for at, prompts in means.items()},
+            {at: prompts.take(~training) for at, prompts in means.items()},
+        )
+        deep = shown_layers(wanted, DEEP)
+        before, after = (read_prompts(model, records, layer, deep) for records in (validation, test))
         section[name] = {
             "layer": layer_key(layer),
+            "deep_layers": [layer_key(at) for at in deep],
             "n": {"train": int(training.sum()), "selection": int((~training).sum()), "test": len(test)},
-            "detectors": compare_detectors(train[layer], selection[layer], after[layer], seed=seed),
+            "detectors": compare_detectors(before.take(training), before.take(~training), after, seed=seed),
         }
     return plain(section)
 
 
-def read_prompts(model: HookedModel, records: Sequence[Record], layers: list[int]) -> dict[int, Prompts]:
-    """Token activations of every prompt per layer, kept as float32."""
+def read_prompts(model: HookedModel, records: Sequence[Record], layer: int, deep: Sequence[int] = ()) -> Prompts:
+    """Token activations of every prompt at ``layer``, and at the ``deep`` layers side by side; float32."""
     rows = [model.render(record.prompt()) for record in records]
-    residuals = model.residuals(rows, layers)
+    residuals = model.residuals(rows, sorted({layer, *deep}))
+    states = {
+        at: [x[: row.n_prompt].float().cpu().numpy() for x, row in zip(found, rows, strict=True)]
+        for at, found in residuals.items()
+    }
+    joined = [np.concatenate(parts, 1) for parts in zip(*(states[at] for at in deep), strict=True)]
+    return _described(states[layer], records, joined)
+
+
+def _means(model: HookedModel, records: Sequence[Record], layers: list[int]) -> dict[int, Prompts]:
+    """Prompt means as prompts of one token."""
+    rows = [model.render(record.prompt()) for record in records]
+    pooled = pooled_in_memory(model, rows, layers, {"mean": "mean_prompt"})["mean"]
+    return {at: _described(list(x[:, None]), records) for at, x in pooled.features.items()}
+
+
+def _described(states: Sequence[np.ndarray], records: Sequence[Record], deep: Sequence[np.ndarray] = ()) -> Prompts:
     texts = [f"{record.instruction}\n{record.context}" for record in records]
     groups = [record.pair_id or record.id for record in records]
-    return {
-        layer: Prompts(
-            [x[: row.n_prompt].float().cpu().numpy() for x, row in zip(states, rows, strict=True)],
-            texts,
-            [record.label for record in records],
-            groups,
-        )
-        for layer, states in residuals.items()
-    }
+    return Prompts(states, texts, [record.label for record in records], groups, deep)

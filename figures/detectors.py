@@ -13,6 +13,7 @@ NAMES = {
     "mean": "probe of the prompt’s mean",
     "max": "largest token",
     "coherence": "segment coherence",
+    "coherence, several layers": "… on several layers",
     "trajectory": "trajectory",
     "trajectory, shuffled tokens": "trajectory, shuffled tokens",
     "words": "bag of words, no activations",
@@ -60,6 +61,7 @@ def section(results: dict[str, Any]) -> Section | None:
         "Caught at 1% of the test’s",
     ]
     n = found[models[0]]["n"]
+    deep = found[models[0]].get("deep_layers") or []
     return Section(
         id="detectors",
         title="Detectors at a fixed false-positive rate",
@@ -73,5 +75,6 @@ def section(results: dict[str, Any]) -> Section | None:
         panels=panels,
         tables=[Table("Every detector, 95% intervals.", head, rows, folded=True, text_columns=2)],
         columns=min(2, len(panels)),
-        note=f"{n['train']} tasks train, {n['selection']} choose layer and threshold, {n['test']} are read.",
+        note=f"{n['train']} tasks train, {n['selection']} choose layer and threshold, {n['test']} are read."
+        + (f" Several layers: {', '.join(deep)}." if deep else ""),
     )

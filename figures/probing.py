@@ -43,7 +43,7 @@ def section(results: dict[str, Any]) -> Section | None:
     words = results.get("baselines") or {}
     baselines = [
         f"{name.replace('_', ' ')}: text length {plain(b.get('length_auroc'))}, "
-        f"bag of words {plain(b.get('words_auroc'))}"
+        f"tokens {plain(b.get('tokens_auroc'))}, bag of words {plain(b.get('words_auroc'))}"
         for name, b in words.items()
     ]
     return Section(

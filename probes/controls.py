@@ -119,6 +119,27 @@ def evaluate(
     return result
 
 
+def transfer_back(
+    features: Mapping[int, np.ndarray],
+    other: Mapping[int, np.ndarray],
+    labels: Sequence[Any] | np.ndarray,
+    *,
+    groups: Groups = None,
+    C: float | Literal["cv"] = C_DEFAULT,
+    seed: int = 0,
+) -> dict[int, Estimate]:
+    """AUROC of probes trained on ``other``'s features and read on ``features`` of the same prompts, out of fold."""
+    positive = is_harmful(labels)
+    splits = folds(positive, groups, FOLDS, seed)
+    return {
+        layer: auroc(
+            cross_fit(checked(other[layer], positive, layer), positive, splits, C, groups, seed).scores(x),
+            positive, groups, seed=seed,
+        )
+        for layer, x in features.items()
+    }  # fmt: skip
+
+
 def permute_within(
     positive: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
 ) -> np.ndarray:
@@ -257,14 +278,20 @@ def text_baselines(
     groups: Groups = None,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Held-out AUROC without any activation: ``length_auroc`` from ``lengths`` (tokens), ``words_auroc`` from
-    a bag of words. A probe that does not beat them may be reading no more than they do.
+    """Held-out AUROC without any activation: ``length_auroc`` from the texts' characters, ``tokens_auroc`` from
+    ``lengths`` (tokens of the rendered prompt), ``words_auroc`` from a bag of words. A probe that does not beat them
+    may be reading no more than they do.
     """
     positive = is_harmful(labels)
     splits = folds(positive, groups, FOLDS, seed)
-    sizes = np.log1p(np.asarray(lengths, np.float64))[:, None]
+
+    def by_size(sizes: Sequence[int]) -> Estimate:
+        x = np.log1p(np.asarray(sizes, np.float64))[:, None]
+        return auroc(cross_fit(x, positive, splits).scores(x), positive, groups, seed=seed)
+
     return {
-        "length_auroc": auroc(cross_fit(sizes, positive, splits).scores(sizes), positive, groups, seed=seed),
+        "length_auroc": by_size([len(text) for text in texts]),
+        "tokens_auroc": by_size(lengths),
         "words_auroc": auroc(_word_scores(texts, positive, splits), positive, groups, seed=seed),
     }
 

@@ -8,7 +8,7 @@ detectors are all alike and their catch at 1 % is not. The words alone are the b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,16 @@ Scores = Callable[["Prompts"], np.ndarray]  # (prompt,), larger = more harmful
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token activations of one layer, up to the final token, and the text, of labelled prompts."""
+    """Token activations of one layer, up to the final token, and the text, of labelled prompts.
+
+    ``deep`` are those of several layers side by side, for the detector that reads them; empty: it is left out.
+    """
 
     states: Sequence[np.ndarray]  # (token, d_model) each
     texts: Sequence[str]
     labels: Sequence[str]
     groups: Groups = None
+    deep: Sequence[np.ndarray] = ()  # (token, layers x d_model) each
 
     @property
     def harmful(self) -> np.ndarray:
@@ -44,7 +48,11 @@ class Prompts:
         picked = (np.flatnonzero(rows) if rows.dtype == bool else rows).tolist()
         groups = None if self.groups is None else [self.groups[i] for i in picked]
         return Prompts(
-            [self.states[i] for i in picked], [self.texts[i] for i in picked], [self.labels[i] for i in picked], groups
+            [self.states[i] for i in picked],
+            [self.texts[i] for i in picked],
+            [self.labels[i] for i in picked],
+            groups,
+            [self.deep[i] for i in picked] if self.deep else (),
         )
 
 
@@ -70,6 +78,12 @@ def coherence(train: Prompts, seed: int) -> Scores:
     """:mod:`probes.coherence`."""
     fitted = Coherence.fit(train.states, train.harmful, _mean_probe(train))
     return lambda prompts: np.array([fitted.score(x) for x in prompts.states])
+
+
+def deep_coherence(train: Prompts, seed: int) -> Scores:
+    """The same on several layers side by side, as published."""
+    fitted = Coherence.fit(train.deep, train.harmful, _mean_probe(replace(train, states=train.deep)))
+    return lambda prompts: np.array([fitted.score(x) for x in prompts.deep])
 
 
 def trajectory(train: Prompts, seed: int) -> Scores:
@@ -101,6 +115,7 @@ DETECTORS: Mapping[str, Callable[[Prompts, int], Scores]] = {
     "mean": prompt_mean,
     "max": largest_token,
     "coherence": coherence,
+    "coherence, several layers": deep_coherence,
     "trajectory": trajectory,
     "trajectory, shuffled tokens": shuffled_trajectory,
     "words": words,
@@ -122,6 +137,8 @@ def compare_detectors(
     kinds = np.asarray(test.labels)
     contrasted = kinds != "lookalike"
     for name, fit in DETECTORS.items():
+        if fit is deep_coherence and not train.deep:
+            continue
         score = fit(train, seed)
         limit = threshold(score(selection)[np.asarray(selection.labels) == "benign"], fpr)
         z = score(test)

@@ -178,8 +178,11 @@ def test_the_walk_from_prompts_to_report(family, pingscope, checkpoint, prompts,
     store, probes = tmp_path / "store", tmp_path / "probes"
     quick = ("--max-new-tokens", 4, "--max-turns", 1)
     assert pingscope("cache", "--model", model, "--prompts", "organism:chat", "--limit", 20, "--out", store)[0] == 0
-    code, out, _ = pingscope("probe", "--store", store, "--out", probes)
-    assert code == 0 and "shuffled_auroc" in out
+    code, out, _ = pingscope("probe", "--store", store, "--out", probes, "--other", store)
+    assert code == 0 and "shuffled_auroc" in out and "words_auroc" in out and "converged" in out
+    evaluation = json.loads((probes / "evaluation.json").read_text())
+    row = evaluation["layers"]["0"]
+    assert row["C"] in (0.001, 0.01, 0.1, 1.0) and row["transfer_back_auroc"] == row["transfer_auroc"] == row["auroc"]
     track = ("track", "--model", model, "--probes", probes, "--prompts", prompts, "--prefix", "# Note: safe?\n")
     code, out, _ = pingscope(*track, "--out", tmp_path / "track")
     assert code == 0 and "instruction" in out
@@ -217,6 +220,20 @@ def test_probes_of_another_width_are_refused(pingscope, checkpoint, load, prompt
             command, "--model", checkpoint(), "--probes", tmp_path / "probes", name, prompts, "--out", tmp_path / "o"
         )
         assert code == 2 and "fit" in err
+
+
+def test_probe_prompts_leave_out_the_tasks_to_be_read(pingscope, checkpoint, prompts, tmp_path):
+    more = [json.loads(line) for line in prompts.read_text().splitlines()]
+    extra = [row | {"id": f"new-{i}", "instruction": f"Another task {i}", "context": ""} for i, row in enumerate(more)]
+    same = more[3] | {"id": "copy", "instruction": more[3]["instruction"].upper() + " !"}
+    path = write(tmp_path / "chat.jsonl", *extra, same)
+    words = ("cache", "--model", checkpoint(), "--prompts", path, "--out", tmp_path / "store")
+    code, _, err = pingscope(*words, "--without", prompts)
+    assert code == 0 and f"1 of {len(extra) + 1} prompts" in err
+    assert "copy" not in json.loads((tmp_path / "store" / "records.json").read_text())
+    code, _, err = pingscope("cache", "--model", checkpoint(), "--prompts", prompts, "--without", prompts,
+                             "--out", tmp_path / "none")  # fmt: skip
+    assert code == 2 and "--without" in err
 
 
 def test_webdojo_inputs_on_a_random_checkpoint(pingscope, checkpoint, tmp_path):

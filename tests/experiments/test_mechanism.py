@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import patching, restoration
+from experiments import mechanism, patching, restoration
 from experiments.agents.records import Record
 from experiments.agents.rollout import AnyAction
 from experiments.attribution import attribution_study, shown_layers
@@ -121,6 +121,10 @@ def test_the_patching_map_turns_where_the_change_is(patched):
     noise = section["maps"]["noise"]["harmful"]
     assert noise["3"]["final"]["share"]["value"] == pytest.approx(1.0, abs=1e-3)
     assert noise["1"]["prompt"]["share"]["value"] == pytest.approx(0.0, abs=1e-3)
+    # The agent's own state of another benign prompt is not the base's: it restores nothing.
+    neutral = [cell["final"]["neutral"]["value"] for cell in denoise.values()]
+    assert len(neutral) == 5 and all(value < 0.5 for value in neutral)
+    assert denoise["embed"]["header"]["neutral"]["value"] == pytest.approx(0.0, abs=1e-3)  # the same in every prompt
     # A foreign prompt's whole state brings the foreign decision, not this prompt's.
     moved = [cell["prompt"]["control"]["value"] for cell in denoise.values()]
     assert any(abs(value - 1.0) > 1e-3 for value in moved)
@@ -159,6 +163,15 @@ def test_greedy_stops_at_the_target_and_drops_what_is_needless():
 
     many = greedy([Component(layer) for layer in range(50)], expensive, budget=40)
     assert len(counted) == many.passes <= 40
+
+
+def test_a_claim_says_gains_where_success_rose(restored):
+    held = restored["held_out"] | {"cost": {"value": -0.03, "ci": [-0.1, 0.0], "n": 6, "n_missing": 0}}
+    section = {"attribution": {"layers": {}}, "restoration": restored | {"held_out": held}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mechanism, "_carriers", lambda cell: {"id": "components-lost"})
+        claim = mechanism_claims(section)[-1]
+    assert "gains 3 points of benign success" in claim["text"] and "costs" not in claim["text"]
 
 
 def test_a_pair_without_a_loss_is_said_not_divided_by(models, refusals):
@@ -200,6 +213,7 @@ def test_detectors_are_read_on_test_tasks(models):
     assert cell["layer"] in ("1", "3") and cell["n"]["test"] == 36
     assert cell["n"]["train"] + cell["n"]["selection"] == 36
     assert cell["detectors"]["words"]["auroc"]["value"] == 1.0  # the word "password" tells
+    assert cell["deep_layers"] == ["1", "3"] and "coherence, several layers" in cell["detectors"]
 
 
 def test_deep_models_show_a_dozen_layers():

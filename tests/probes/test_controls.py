@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.controls import calibration, evaluate, permute_within, text_baselines
+from probes.controls import calibration, evaluate, permute_within, text_baselines, transfer_back
 from probes.logistic import folds
 
 
@@ -57,9 +57,26 @@ def test_text_baselines_see_words_and_length() -> None:
     y = np.arange(80) % 2
     words = [f"{'steal' if label else 'borrow'} the {rng.choice(['car', 'book', 'pen'])}" for label in y]
     same = text_baselines(words, y, lengths=[3] * 80)
-    assert same["words_auroc"].value == 1.0 and same["length_auroc"].value == 0.5
+    assert same["words_auroc"].value == 1.0 and same["tokens_auroc"].value == 0.5
     long = text_baselines(["the car"] * 80, y, lengths=(5 + 3 * y + rng.integers(2, size=80)).tolist())
-    assert long["length_auroc"].value > 0.95 and long["words_auroc"].value == 0.5
+    assert long["tokens_auroc"].value > 0.95 and long["words_auroc"].value == long["length_auroc"].value == 0.5
+    wide = text_baselines(["the car" + " " * (2 * label) for label in y], y, lengths=[3] * 80)
+    assert wide["length_auroc"].value == 1.0 and wide["tokens_auroc"].value == wide["words_auroc"].value == 0.5
+
+
+def test_transfer_goes_both_ways() -> None:
+    rng = np.random.default_rng(5)
+    y = np.arange(120) % 2
+    here, there = rng.standard_normal((2, 120, 6))
+    here[:, 0] += 4 * y
+    there[:, 1] += 4 * y  # the other model keeps the signal elsewhere
+    both = here.copy()
+    both[:, 1] += 4 * y
+    assert transfer_back({0: here}, {0: there}, y)[0].value < 0.7
+    assert transfer_back({0: both}, {0: there}, y)[0].ci[0] > 0.9
+    # Out of fold: with nothing to find, training on the very same prompts finds nothing.
+    noise = rng.standard_normal((120, 200))
+    assert abs(transfer_back({0: noise}, {0: noise}, y)[0].value - 0.5) < 0.2
 
 
 def test_calibration_is_small_for_true_probabilities_and_large_for_bold_ones() -> None:
@@ -88,13 +105,21 @@ def test_a_new_kind_of_harm_is_not_found_by_a_probe_of_another() -> None:
     assert "category_auroc" not in evaluate({0: x}, y, categories=["a"] * 240)[0]
 
 
-def test_means_and_nested_choice_of_c(data) -> None:
-    x, y, groups = data
-    wide = np.concatenate([x, np.random.default_rng(0).standard_normal((160, 300))], 1)
-    for features in (x, wide):
-        found = evaluate({0: features}, y, groups=list(groups), C="cv")[0]
-        assert found["auroc"].value > 0.75 and found["means_auroc"].value > 0.75
-        assert 0.1 < found["means_cosine"].ci[0] <= found["means_cosine"].value <= 1
+@pytest.mark.parametrize("width", [20, 500])
+def test_means_and_nested_choice_of_c(width) -> None:
+    """One axis carries all the signal, so the exact direction and the difference of means are both known."""
+    rng = np.random.default_rng(4)
+    y, groups = np.arange(400) % 2, np.arange(400) // 2
+    x = rng.standard_normal((400, width))
+    x[:, 2] += 5 * y  # the axis alone reaches an AUROC of 0.9998
+    found = evaluate({0: x}, y, groups=list(groups), C="cv")[0]
+    assert found["auroc"].value > 0.98 and found["means_auroc"].value > 0.98
+    # The difference of means errs by 0.1 on each of the other axes, so its cosine to the axis is known.
+    expected = 5 / np.sqrt(5**2 + 0.1**2 * (width - 1))
+    assert found["means_cosine"].value == pytest.approx(expected, abs=0.07)
+    assert found["means_cosine"].ci[0] > 0.8
+    nothing = evaluate({0: rng.standard_normal((400, width))}, y, groups=list(groups), C="cv")[0]
+    assert 0.4 < nothing["auroc"].value < 0.6
 
 
 def test_shuffled_labels_keep_each_folds_share(data) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,9 +34,21 @@ def prompts(n, seed, signal=2.0, order=False):
     return Prompts(states, [f"task {i % 7}" for i in range(n)], labels)
 
 
+def deepened(one, other):
+    """Two layers side by side."""
+    deep = [np.concatenate([a, b[: len(a)]], 1) for a, b in zip(one.states, other.states, strict=True)]
+    return replace(one, states=[a[: len(b)] for a, b in zip(one.states, deep, strict=True)], deep=deep)
+
+
 @pytest.fixture(scope="module")
 def compared():
-    return compare_detectors(prompts(60, 0), prompts(60, 1), prompts(80, 2))
+    """The first of the two layers has the signal, the second (the same lengths, other noise) has none."""
+    made = [prompts(n, seed) for n, seed in ((60, 0), (60, 1), (80, 2))]
+    noise = [
+        replace(one, states=[np.random.default_rng(i).standard_normal(x.shape) for i, x in enumerate(one.states)])
+        for one in made
+    ]
+    return compare_detectors(*(deepened(one, other) for one, other in zip(made, noise, strict=True)))
 
 
 def test_every_detector_finds_a_strong_signal_and_the_words_nothing(compared):
@@ -57,6 +70,17 @@ def test_only_the_trajectory_sees_an_order():
         area[name] = float((z[test.harmful][:, None] > z[~test.harmful]).mean())
     assert area["trajectory"] > 0.95
     assert max(abs(area[name] - 0.5) for name in ("mean", "trajectory, shuffled tokens")) < 0.3
+
+
+def test_several_layers_catch_what_one_of_them_holds():
+    blind, seeing = [prompts(60, seed, 0.0) for seed in (10, 11)], [prompts(60, seed, 2.0) for seed in (10, 11)]
+    train, test = (deepened(one, other) for one, other in zip(blind, seeing, strict=True))
+    area = {}
+    for name in ("coherence", "coherence, several layers"):
+        z = DETECTORS[name](train, 0)(test)
+        area[name] = float((z[test.harmful][:, None] > z[~test.harmful]).mean())
+    assert abs(area["coherence"] - 0.5) < 0.2 and area["coherence, several layers"] > 0.9
+    assert "coherence, several layers" not in compare_detectors(*[prompts(30, seed) for seed in range(3)])
 
 
 def test_the_threshold_lets_through_no_more_than_promised():
