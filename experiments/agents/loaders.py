@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments.agents.records import Record, read_records
 from experiments.agents.sources import Row, csv_rows, find_files, json_rows, text_of
+from experiments.agents.templates import group_near_copies
 from experiments.agents.webdojo import load_webdojo
 from interp.errors import UserError
 
@@ -74,7 +75,8 @@ def _advbench(path: Path) -> list[Record]:
 def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
     """The paper's probe training set from a folder with HarmBench's and AdvBench's CSV and Alpaca's JSON.
 
-    Harmful instructions without duplicates, and as many Alpaca instructions, drawn once for all.
+    Harmful instructions without duplicates, and as many Alpaca instructions, drawn once for all; near copies share a
+    group, so that no fold tests on a wording of what it was trained on.
     """
     harmful: list[Record] = []
     for file in find_files(path, "*.csv"):
@@ -90,7 +92,7 @@ def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
         missing = "Alpaca's JSON" if harmful else "HarmBench's or AdvBench's CSV"
         raise UserError(f"{path}: {missing} is not in this folder; put the data's own files there")
     random.Random(0).shuffle(benign)
-    return [*harmful, *benign[: len(harmful)]]
+    return group_near_copies([*harmful, *benign[: len(harmful)]])
 
 
 def _harmbench(path: Path, copyright: bool = False) -> list[Record]:
