@@ -27,11 +27,12 @@ BATCH = 8
 ROWS_AT_ONCE = 256
 CHECKED = 100  # about so many prompts say whether behaviour stayed
 TOLERATED = 0.05  # share of them whose first token may change
+ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Updates to be measured one by one; ``notes`` fills as :meth:`updates` is consumed."""
+    """``n`` updates that kept the behaviour, to be measured one by one; ``notes`` fills as they are consumed."""
 
     model: HookedModel
     rows: Sequence[Rendered]
@@ -42,15 +43,20 @@ class Floor:
     notes: list[dict[str, Any]] = field(default_factory=list)
 
     def updates(self) -> Iterator[dict[str, Pooled]]:
-        """Pooled activations of ``rows`` at every position, for each update that kept the behaviour."""
+        """Pooled activations of ``rows`` at every position, for each update that kept the behaviour.
+
+        One that did not is replaced by another, within ATTEMPTS times ``n`` of them.
+        """
         probe = self.rows[:: max(1, len(self.rows) // CHECKED)]
         before = self.model.next_token_logits(probe)
-        for update in floor_models(self.model, self.texts, self.n, self.seed):
+        for update in floor_models(self.model, self.texts, ATTEMPTS * self.n, self.seed):
             kl, share = changed(before, update.model.next_token_logits(probe))
             kept = share <= TOLERATED
             self.notes.append({"kind": update.kind, "kl": kl, "changed": share, "kept": kept})
             if kept:
                 yield pooled_in_memory(update.model, self.rows, self.layers, POSITIONS)
+            if sum(note["kept"] for note in self.notes) == self.n:
+                return
 
     def summary(self) -> dict[str, Any]:
         """How many updates make the floor, how many were rejected, and what each did to the first token."""

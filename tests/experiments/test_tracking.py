@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.agents.records import Record
-from experiments.noise_floor import changed, floor_models, random_weights
+from experiments.noise_floor import Floor, changed, floor_models, random_weights
 from experiments.tracking import final_gap, residual_norms, track
 from interp.chat import Prompt
 from interp.errors import UserError
@@ -89,7 +89,7 @@ def test_the_sections_have_the_shape_of_results_json(run) -> None:
     }  # fmt: skip
     assert set(readings["controls"]) == {"random_weights", "shuffled_labels"}
     assert all(0 < e["n"] <= 100 for e in estimates(found["collapse"]))
-    assert found["floor"]["n"] + found["floor"]["rejected"] == 3
+    assert found["floor"]["n"] == 3 or found["floor"]["n"] + found["floor"]["rejected"] == 6
     assert readings["floor"]["contrast"]["final"]["gap"]["n"] == found["floor"]["n"]
     assert {row["id"] for row in found["collapse_claims"]} >= {"collapse-contrast", "collapse-realigned"}
 
@@ -164,6 +164,20 @@ def test_floor_updates_are_small_seeded_and_leave_the_model_alone(models) -> Non
     assert all(torch.equal(before[name], value) for name, value in model.hf.state_dict().items())
     untrained = random_weights(model)
     assert untrained.n_layers == model.n_layers and untrained.fingerprint != model.fingerprint
+
+
+def test_an_update_that_changed_behaviour_is_replaced_by_another(models, monkeypatch) -> None:
+    model = models["base"]
+    rows = [model.render(task.prompt()) for task in TASKS[:2]]
+    texts = [Prompt(f"c{i}", "click the first link", response="done") for i in range(4)]
+    shares = iter([0.0, 0.2, 0.0, 0.2, 0.2, 0.05, 0.0])
+    monkeypatch.setattr("experiments.noise_floor.changed", lambda before, after: (0.0, next(shares)))
+    floor = Floor(model, rows, texts, 3, [3], 0)
+    assert len(list(floor.updates())) == 3
+    assert (floor.summary()["n"], floor.summary()["rejected"]) == (3, 3)  # the sixth completes the floor
+    monkeypatch.setattr("experiments.noise_floor.changed", lambda before, after: (1.0, 1.0))
+    hopeless = Floor(model, rows, texts, 2, [3], 0)
+    assert list(hopeless.updates()) == [] and hopeless.summary()["rejected"] == 4
 
 
 def test_gap_and_norms_at_the_final_token(run, models) -> None:
