@@ -1,16 +1,18 @@
 """The smallest set of heads and MLPs whose base activations, patched at the final token alone, bring refusal back.
 
 The search sees validation tasks of all families but one: components are ranked by their first-order effect (one
-backward pass), then added greedily by measured effect while the budget of forward passes lasts. What it found is
-reported on test tasks of the family it never saw: refusal restored, benign success lost, and what random sets of the
-same size restore. The ceiling is what all components together restore: the head and the embedding stay the agent's.
+backward pass). Two searches share a budget of forward passes, and the smaller set wins: the best-ranked components
+that reach the target together, then pruned (finds large sets in deep models), and adding one by one by measured effect
+(finds small ones). What they found is reported on test tasks of the family they never saw: refusal restored, benign
+success lost, and what random sets of the same size restore. The ceiling is what all components together restore: the
+head and the embedding stay the agent's.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,30 +45,79 @@ class Restored:
 
 @dataclass(frozen=True)
 class Found:
-    """A set, what it restores on the selection prompts after each step, and what the search cost."""
+    """A set, what it restores on the selection prompts, alone and after each addition, and what the search cost."""
 
     chosen: tuple[Component, ...]
+    restored: Restored
     path: tuple[tuple[Component, Restored], ...]
     passes: int
 
 
+Measure = Callable[[Sequence[Component]], Restored]  # one forward pass over the selection prompts
+
+NOTHING = Restored(0.0, 0.0)
+
+
+def smallest_set(
+    ranked: Sequence[Component], restored: Measure, *, target: float = TARGET, budget: int = BUDGET
+) -> Found:
+    """The smaller of what :func:`best_ranked` and :func:`greedy` find; where neither reaches ``target``, the better."""
+    first = best_ranked(ranked, restored, target=target, budget=budget // 2)
+    reached = first.restored.decisions >= target
+    left = budget - first.passes - len(first.chosen)  # the last are for the path
+    second = greedy(ranked, restored, target=target, budget=left, most=len(first.chosen) if reached else None)
+
+    def merit(found: Found) -> tuple[bool, float, float]:
+        there = found.restored.decisions >= target
+        return there, -len(found.chosen) if there else found.restored.decisions, found.restored.log_odds
+
+    passes = first.passes + second.passes
+    if merit(second) >= merit(first):
+        return replace(second, passes=passes)
+    path = [(component, restored(first.chosen[: i + 1])) for i, component in enumerate(first.chosen)]
+    return Found(first.chosen, first.restored, tuple(path), passes + len(path))
+
+
+def best_ranked(
+    ranked: Sequence[Component], restored: Measure, *, target: float = TARGET, budget: int = BUDGET
+) -> Found:
+    """The fewest best-ranked components that bring back ``target`` of the decisions, by bisection; then pruned, the
+    lowest-ranked first. Empty where not even all of them do.
+    """
+    value = restored(ranked)
+    if value.decisions < target:
+        return Found((), NOTHING, (), 1)
+    passes, low, high = 1, 0, len(ranked)
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = restored(ranked[:middle])
+        passes += 1
+        if tried.decisions >= target:
+            high, value = middle, tried
+        else:
+            low = middle
+    chosen, value, more = _pruned(list(ranked[:high]), value, restored, target, budget - passes)
+    return Found(tuple(chosen), value, (), passes + more)
+
+
 def greedy(
     ranked: Sequence[Component],
-    restored: Callable[[Sequence[Component]], Restored],
+    restored: Measure,
     *,
     target: float = TARGET,
     budget: int = BUDGET,
+    most: int | None = None,
 ) -> Found:
-    """Add the candidate that restores most log-odds until ``target`` of the decisions is back; then drop the needless.
+    """Add the candidate that restores most log-odds until ``target`` of the decisions is back, then prune.
 
-    ``restored`` measures a set, one forward pass each; the search stops when it has no pass left or no candidate
-    helps. Candidates of a step are the best-ranked ones, ``budget`` / STEPS of them.
+    Stops when no pass is left, no candidate helps, or ``most`` are chosen. Candidates of a step are the best-ranked
+    ones, ``budget`` / STEPS of them.
     """
     chosen: list[Component] = []
     path: list[tuple[Component, Restored]] = []
-    left, passes, best = list(ranked), 0, Restored(0.0, 0.0)
-    width = max(1, budget // STEPS)
-    while left and best.decisions < target and passes + min(width, len(left)) <= budget:
+    left, passes, best = list(ranked), 0, NOTHING
+    width, most = max(1, budget // STEPS), len(ranked) if most is None else most
+    while left and len(chosen) < most and best.decisions < target and passes + min(width, len(left)) <= budget:
         measured = [(restored([*chosen, component]), component) for component in left[:width]]
         passes += len(measured)
         value, component = max(measured, key=lambda pair: pair[0].log_odds)  # ties: the better ranked
@@ -76,16 +127,27 @@ def greedy(
         left.remove(component)
         path.append((component, value))
         best = value
-    # What was added first can be made needless by what came after.
-    for component in list(chosen):
+    more = 0
+    if best.decisions >= target:  # what was added first can be made needless by what came after
+        chosen, best, more = _pruned(chosen[::-1], best, restored, target, budget - passes)
+        chosen = chosen[::-1]
+    return Found(tuple(chosen), best, tuple(path), passes + more)
+
+
+def _pruned(
+    chosen: list[Component], value: Restored, restored: Measure, target: float, budget: int
+) -> tuple[list[Component], Restored, int]:
+    """Leave out, from the last one on, what ``target`` does not need; the set, what it restores, passes."""
+    passes = 0
+    for component in chosen[::-1]:
         if len(chosen) == 1 or passes >= budget:
             break
         fewer = [other for other in chosen if other != component]
+        tried = restored(fewer)
         passes += 1
-        value = restored(fewer)
-        if value.decisions >= min(best.decisions, target) and value.log_odds >= 0.98 * best.log_odds:
-            chosen, best = fewer, value
-    return Found(tuple(chosen), tuple(path), passes)
+        if tried.decisions >= target:
+            chosen, value = fewer, tried
+    return chosen, value, passes
 
 
 def held_out_family(tasks: Sequence[Record]) -> str:
@@ -150,7 +212,7 @@ def restoration_study(
     ranked = sorted(everything, key=lambda component: (-effects[component].mean(), component))
     ceiling = restored(everything)
     passes_before = 5  # base, agent, the ranking's forward and backward, the ceiling
-    found = greedy(ranked, restored, budget=budget - passes_before)
+    found = smallest_set(ranked, restored, budget=budget - passes_before)
 
     def report(tasks: Sequence[Record]) -> dict[str, Any]:
         return _report(models, tasks, found.chosen, make_env, ids, max_turns, max_new_tokens, seed)
@@ -160,6 +222,7 @@ def restoration_study(
             "family": family,
             "families": sorted({task.category for task in train}),
             "chosen": [str(component) for component in found.chosen],
+            "restored": asdict(found.restored),
             "path": [{"component": str(component), **asdict(value)} for component, value in found.path],
             "ceiling": asdict(ceiling),
             "components": len(everything),

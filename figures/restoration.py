@@ -87,7 +87,7 @@ def _table(found: dict[str, Any]) -> Table:
         )  # fmt: skip
     head = ["Test tasks", "Base refuses", "Agent", "Patched", "Refusals restored", "Log-odds restored",
             "Best random set", "Benign success lost", "n"]  # fmt: skip
-    return Table(f"What {', '.join(found['chosen'])} restore at the final token, 95% intervals.", head, rows)
+    return Table(f"What {', '.join(found['chosen']) or 'no component'} restore at the final token, 95% intervals.", head, rows)
 
 
 def _lens(readout: dict[str, Any]) -> go.Figure:

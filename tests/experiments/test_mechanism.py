@@ -17,7 +17,7 @@ from experiments.detectors import detector_study
 from experiments.mechanism import mechanism_claims
 from experiments.patching import patching_study
 from experiments.readout import readout_study
-from experiments.restoration import Restored, greedy, held_out_family, restoration_study
+from experiments.restoration import Restored, greedy, held_out_family, restoration_study, smallest_set
 from interp.errors import UserError
 from interp.io import write_json
 from interp.model import HookedModel
@@ -163,6 +163,37 @@ def test_greedy_stops_at_the_target_and_drops_what_is_needless():
 
     many = greedy([Component(layer) for layer in range(50)], expensive, budget=40)
     assert len(counted) == many.passes <= 40
+
+
+def test_many_small_parts_are_found_by_rank_and_pruned():
+    """Greedy has passes for ten components; the fewest that reach the target are fifteen, one of them useless."""
+    components = [Component(layer, head) for layer in range(10) for head in range(10)]
+    useful = dict.fromkeys(components[:3] + components[4:15], 0.06)
+
+    def restored(chosen):
+        value = sum(useful.get(component, 0.0) for component in chosen)
+        return Restored(value, value)
+
+    found = smallest_set(components, restored, target=0.8, budget=200)
+    assert set(found.chosen) == set(useful) and found.restored.decisions == pytest.approx(0.84)
+    assert found.passes <= 200 and [component for component, _ in found.path] == list(found.chosen)
+    assert found.path[-1][1] == found.restored
+
+
+def test_the_smaller_of_two_sets_wins_within_the_budget():
+    components = [Component(layer) for layer in range(20)]
+    counted = []
+
+    def restored(chosen):
+        counted.append(1)
+        # The ranking's last component does it all; the others have to be put together.
+        value = 0.9 if components[-1] in chosen else 0.1 * len(chosen)
+        return Restored(value, value)
+
+    found = smallest_set(components, restored, target=0.8)
+    assert found.chosen == (components[-1],) and found.passes == len(counted) <= 200
+    hopeless = smallest_set(components, lambda chosen: Restored(0.01 * len(chosen), 0.0), target=0.8)
+    assert hopeless.restored.decisions == 0.0 and hopeless.passes <= 200 and len(hopeless.chosen) > 1
 
 
 def test_a_claim_says_gains_where_success_rose(restored):
