@@ -26,22 +26,23 @@ def tabulate(folders: Sequence[Path]) -> str:
         "### Behaviour on test tasks\n\nPer cent, harmful refused / benign done / look-alike refused, strict judge; "
         f"n = {', '.join(str(run['behaviour']['base']['harmful']['strict']['refusal_rate']['n']) for run in runs)} "
         "a cell.\n",
-        _table(["arm", *seeds], _behaviour(runs)),
+        markdown(["arm", *seeds], _behaviour(runs)),
         "### Steering at the final token\n\nLayers and dose chosen on validation tasks; the largest of the random "
         "draws' harmful refusals beside it.\n",
-        _table(["", *seeds], _steering(runs)),
+        markdown(["", *seeds], _steering(runs)),
         "### Readings at the final token\n\nAgent against base, 95% intervals over prompts; the floor is the range "
         "over updates that change no behaviour.\n",
-        _table(["layer and reading", *seeds], _readings(runs)),
+        markdown(["layer and reading", *seeds], _readings(runs)),
         "### Claims\n",
-        _table(["claim", *seeds], _claims(runs)),
+        markdown(["claim", *seeds], _claims(runs)),
         "### Training and cost\n",
-        _table(["", *seeds], _training(runs)),
+        markdown(["", *seeds], _training(runs)),
     ]
     return "\n".join(parts)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

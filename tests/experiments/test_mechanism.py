@@ -17,6 +17,7 @@ from experiments.detectors import detector_study
 from experiments.mechanism import mechanism_claims
 from experiments.patching import patching_study
 from experiments.readout import readout_study
+from experiments.replicate_mechanism import tabulate
 from experiments.restoration import Restored, greedy, held_out_family, restoration_study, smallest_set
 from interp.errors import UserError
 from interp.io import write_json
@@ -258,6 +259,25 @@ def test_claims_follow_the_numbers(attributed, patched, restored):
     assert set(claims) == {"components-lost", "state-restores", "few-components"}
     assert claims["state-restores"]["holds"] is True
     assert "mlp 2" in claims["few-components"]["text"]
+
+
+def test_tables_over_runs_hold_every_run(attributed, patched, restored, models, probes, tmp_path):
+    sections = {
+        "attribution": attributed,
+        "patching": patched,
+        "readout": readout_study(models, probes, TASKS, max_new_tokens=3),
+        "detectors": detector_study({"base": models["base"]}, CHOOSING, TASKS, layers=[1]),
+    }
+    for name, more in (("one", {"restoration": restored}), ("two", {})):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "results.json", sections | more)
+    text = tabulate([tmp_path / "one", tmp_path / "two"])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") == 4 for line in lines)
+    assert "| chosen | mlp 2 | nothing to restore |" in lines
+    total = attributed["layers"]["3"]["total"]["lost"]["value"]
+    assert any(line.startswith(f"| **lost** | {total:+.2f} [") for line in lines)
+    assert any(line.startswith("| base into agent, 3, final | 100 [") for line in lines)
 
 
 def test_the_report_draws_every_section(attributed, patched, restored, models, probes, tmp_path):
