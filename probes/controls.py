@@ -97,11 +97,12 @@ def evaluate(
         x = checked(features[layer], positive, layer)
         probe = cross_fit(x, positive, splits, C, groups, seed)
         scores = probe.scores(x)
+        right = np.where(np.isnan(scores), np.nan, (scores > 0) == positive)
         strength = choose_c(x, positive, groups, seed) if C == "cv" else C
         mixed = score_sweep(x, shuffles, splits, (strength,))[0]
         row = {
             "auroc": auroc(scores, positive, groups, seed=seed),
-            "accuracy": rate(np.where(np.isnan(scores), np.nan, (scores > 0) == positive)),
+            "accuracy": rate(right) if groups is None else mean(right, groups=groups, seed=seed),
             "tpr_at_1fpr": tpr_at_fpr(scores, positive, 0.01, groups, seed=seed),
             **calibration(scores, positive, groups=groups, seed=seed),
             "shuffled_auroc": average(

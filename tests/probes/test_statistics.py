@@ -12,6 +12,7 @@ from probes.statistics import (
     Estimate,
     auroc,
     auroc_value,
+    column_differences,
     column_means,
     difference,
     mean,
@@ -141,3 +142,19 @@ def test_wrong_input_is_refused() -> None:
     ):
         with pytest.raises(UserError):
             call()
+
+
+def test_column_differences_are_those_of_single_columns() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1.0, 1.0, (60, 4)), rng.normal(0.0, 1.0, (40, 4))
+    a[5:, 1] = np.nan  # few rows reach it
+    b[1:, 2] = np.nan  # one row: a value without an interval
+    b[:, 3] = np.nan  # nobody
+    full, few, one, none = column_differences(a, b)
+    alone = difference(a[:, 0], b[:, 0])
+    assert full.value == pytest.approx(alone.value) and (full.n, full.n_missing) == (100, 0)
+    assert full.ci == pytest.approx(alone.ci, abs=0.06)
+    assert few.value == pytest.approx(a[:5, 1].mean() - b[:, 1].mean()) and (few.n, few.n_missing) == (45, 55)
+    assert few.ci[1] - few.ci[0] > 1.2 * (full.ci[1] - full.ci[0])
+    assert one.value == pytest.approx(a[:, 2].mean() - b[0, 2]) and np.isnan(one.ci[0])
+    assert np.isnan(none.value) and np.isnan(none.ci[0]) and none.n == 60
