@@ -79,13 +79,13 @@ def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
     group, so that no fold tests on a wording of what it was trained on.
     """
     harmful: list[Record] = []
-    for file in find_files(path, "*.csv"):
+    for file in sorted(path.glob("*.csv")):
         head = file.open(encoding="utf-8-sig").readline()
         if "BehaviorID" in head:
             harmful += _harmbench(file, copyright)
         elif "goal" in head:
             harmful += _advbench(file)
-    benign = [record for file in find_files(path, "*.json*") for record in _alpaca(file)]
+    benign = [record for file in sorted(path.glob("*.json*")) for record in _alpaca(file)]
     harmful = deduplicate(harmful)
     benign = deduplicate(benign, harmful)
     if not harmful or not benign:

@@ -107,18 +107,15 @@ def test_a_new_kind_of_harm_is_not_found_by_a_probe_of_another() -> None:
 
 @pytest.mark.parametrize("width", [20, 500])
 def test_means_and_nested_choice_of_c(width) -> None:
-    """One axis carries all the signal, so the exact direction and the difference of means are both known."""
+    """The signal is spread over all coordinates, as in a residual stream: both directions must find it, held out."""
     rng = np.random.default_rng(4)
     y, groups = np.arange(400) % 2, np.arange(400) // 2
-    x = rng.standard_normal((400, width))
-    x[:, 2] += 5 * y  # the axis alone reaches an AUROC of 0.9998
+    noise = rng.standard_normal((400, width))
+    x = noise + 6 / np.sqrt(width) * y[:, None]
     found = evaluate({0: x}, y, groups=list(groups), C="cv")[0]
-    assert found["auroc"].value > 0.98 and found["means_auroc"].value > 0.98
-    # The difference of means errs by 0.1 on each of the other axes, so its cosine to the axis is known.
-    expected = 5 / np.sqrt(5**2 + 0.1**2 * (width - 1))
-    assert found["means_cosine"].value == pytest.approx(expected, abs=0.07)
-    assert found["means_cosine"].ci[0] > 0.8
-    nothing = evaluate({0: rng.standard_normal((400, width))}, y, groups=list(groups), C="cv")[0]
+    assert found["auroc"].ci[0] > 0.99 and found["means_auroc"].ci[0] > 0.99
+    assert 0.9 < found["means_cosine"].value <= 1 and found["means_cosine"].ci[0] > 0.85
+    nothing = evaluate({0: noise}, y, groups=list(groups), C="cv")[0]
     assert 0.4 < nothing["auroc"].value < 0.6
 
 
