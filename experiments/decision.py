@@ -14,6 +14,7 @@ from interp.chat import Rendered
 from interp.errors import UserError
 from interp.hooks import Edit
 from interp.model import HookedModel
+from interp.prefill import PromptCache
 
 
 def refusal_tokens(model: HookedModel, refusals: Sequence[str] = ()) -> list[int]:
@@ -39,7 +40,11 @@ def log_odds_of(ids: Sequence[int]) -> Callable[[Float[Tensor, "row vocab"]], Fl
 
 
 def refusal_log_odds(
-    model: HookedModel, rows: Sequence[Rendered], ids: Sequence[int], edits: Sequence[Edit] = ()
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    ids: Sequence[int],
+    edits: Sequence[Edit] = (),
+    prompts: PromptCache | None = None,
 ) -> np.ndarray:
-    """Refusal log-odds after every prompt: (row,)."""
-    return log_odds_of(ids)(model.next_token_logits(rows, edits).double()).numpy()
+    """Refusal log-odds after every prompt: (row,). ``prompts`` keeps what edits near its end leave as it was."""
+    return log_odds_of(ids)(model.next_token_logits(rows, edits, prompts=prompts).double()).numpy()

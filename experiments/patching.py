@@ -22,6 +22,7 @@ from experiments.tracking_job import group_ids, layer_key, plain
 from interp.chat import Rendered
 from interp.model import HookedModel
 from interp.patching import Donor, Patch, check_pair
+from interp.prefill import PromptCache
 from interp.selection import EMBED, Selection, final, prompt, role
 from probes.multiplicity import false_discovery, p_beyond
 from probes.statistics import Estimate, mean, rate, ratio
@@ -75,12 +76,13 @@ def patching_study(
     for direction, (giver, taker) in DIRECTIONS.items():
         same, foreign = donors(models[giver], rows[giver], labels, seed)
         neutral = neutral_donor(models[taker], rows[taker], labels, seed)
+        prompts = PromptCache(models[taker])
         maps[direction] = {label: {layer_key(layer): {} for layer in layers} for label in LABELS}
         for layer in layers:
             for name, selection in where.items():
                 moved = [
                     refusal_log_odds(
-                        models[taker], rows[taker], ids, [Patch(layer=layer, where=selection, donor=donor)]
+                        models[taker], rows[taker], ids, [Patch(layer=layer, where=selection, donor=donor)], prompts
                     )
                     - before[taker]
                     for donor in (same, foreign, neutral)
@@ -102,7 +104,9 @@ def patching_study(
             sources = (same, foreign) if direction == "denoise" else (same,)
             outcome[direction] = {
                 layer_key(layer): {
-                    name: _judged(models[taker], _first(tasks, judged), sources, layer, where[name], max_new_tokens)
+                    name: _judged(
+                        models[taker], _first(tasks, judged), sources, layer, where[name], max_new_tokens, prompts
+                    )
                     for name in JUDGED
                     if name in where
                 }
@@ -146,11 +150,12 @@ def _judged(
     layer: int,
     where: Selection,
     max_new_tokens: int,
+    prompts: PromptCache,
 ) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
     for kind, donor in zip(("refusal_rate", "control"), sources, strict=False):
         arm = steered("patched", [Patch(layer=layer, where=where, donor=donor)])
-        ran = run_episodes(model, tasks, AnyAction, arm, max_turns=1, max_new_tokens=max_new_tokens)
+        ran = run_episodes(model, tasks, AnyAction, arm, max_turns=1, max_new_tokens=max_new_tokens, prompts=prompts)
         for label in LABELS:
             refused = [episode.outcome() == "refused" for episode in ran if episode.label == label]
             found.setdefault(label, {})[kind] = rate(refused)

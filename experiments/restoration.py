@@ -24,6 +24,7 @@ from experiments.tracking_job import group_ids, plain
 from interp.errors import UserError
 from interp.model import HookedModel
 from interp.patching import Component, Donor, all_components, check_pair, estimate_effects, patch_components
+from interp.prefill import PromptCache
 from interp.selection import final
 from probes.statistics import Estimate, mean, paired_difference, rate, ratio
 from steering.injection import Arm, steered
@@ -190,7 +191,7 @@ def restoration_study(
     if not train or not any(task.category == family and task.label == "harmful" for task in test):
         raise UserError(f"restoration: no harmful validation task outside, or no test task inside, family {family!r}")
     ids = refusal_tokens(base, refusals)
-    donor = Donor(base)
+    donor, prompts = Donor(base), PromptCache(agent)
     rows = [agent.render(task.prompt()) for task in train]
     own = refusal_log_odds(agent, rows, ids)
     theirs = refusal_log_odds(base, rows, ids)
@@ -202,7 +203,7 @@ def restoration_study(
 
     def restored(components: Sequence[Component]) -> Restored:
         progress(1)
-        now = refusal_log_odds(agent, rows, ids, patch_components(donor, components, final()))
+        now = refusal_log_odds(agent, rows, ids, patch_components(donor, components, final()), prompts)
         decided = [float((values > 0).mean()) for values in (now, own, theirs)]
         return Restored(
             float((now - own).mean() / (theirs - own).mean()), (decided[0] - decided[1]) / (decided[2] - decided[1])
@@ -246,7 +247,7 @@ def _report(
     seed: int,
 ) -> dict[str, Any]:
     base, agent = models["base"], models["agent"]
-    donor = Donor(base)
+    donor, prompts = Donor(base), PromptCache(agent)
     harmful = [task for task in tasks if task.label == "harmful"]
     benign = [task for task in tasks if task.label == "benign"]
     rows, groups = [agent.render(task.prompt()) for task in harmful], group_ids(harmful)
@@ -255,14 +256,17 @@ def _report(
 
     def restored(components: Sequence[Component]) -> Estimate:
         edits = patch_components(donor, components, final())
-        return ratio(refusal_log_odds(agent, rows, ids, edits) - own, lost, groups=groups, seed=seed)
+        return ratio(refusal_log_odds(agent, rows, ids, edits, prompts) - own, lost, groups=groups, seed=seed)
 
     def refused(model: HookedModel, arm: Arm) -> list[float]:
-        ran = run_episodes(model, harmful, make_env, arm, max_turns=1, max_new_tokens=max_new_tokens)
+        kept = prompts if model is agent else None
+        ran = run_episodes(model, harmful, make_env, arm, max_turns=1, max_new_tokens=max_new_tokens, prompts=kept)
         return [float(episode.outcome() == "refused") for episode in ran]
 
     def done(arm: Arm) -> list[float | None]:
-        ran = run_episodes(agent, benign, make_env, arm, max_turns=max_turns, max_new_tokens=max_new_tokens)
+        ran = run_episodes(
+            agent, benign, make_env, arm, max_turns=max_turns, max_new_tokens=max_new_tokens, prompts=prompts
+        )
         return [None if e.success is None else float(e.success and e.outcome() != "refused") for e in ran]
 
     patched = steered("patched", patch_components(donor, chosen, final()))

@@ -57,6 +57,13 @@ class Edit:
         """The edit for one batch, in its order of rows; an edit that depends on the prompt overrides this."""
         return self
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the change depends on the model's own states at other tokens, so that those must be computed anew
+        in every pass. Taken to be so of kinds of edits that do not say otherwise.
+        """
+        return type(self) is not Edit
+
     def identity(self, width: int) -> list[Any]:
         """What the edit does, as data to hash. Functions cannot be compared, so it is known by its place and by what
         it makes of fixed rows of ``width`` numbers at sizes from 0.01 to 100.

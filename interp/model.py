@@ -24,6 +24,7 @@ from interp.errors import UserError
 from interp.families import block_parts, check_layout, find_module, resolve_family, text_config
 from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, matches, on_residual
 from interp.io import sha256_of
+from interp.prefill import PromptCache
 from interp.recent import Recent
 from interp.selection import LayerSpec, Selection, find_matches, resolve_layers
 
@@ -251,11 +252,18 @@ class HookedModel:
         with self.evaluating(), edit(self, batch.rows, live), capture(self, layers, sink):
             self.base(**self.inputs(batch))
 
-    def last_logits(self, batch: Batch, edits: Sequence[Edit] = ()) -> Float[Tensor, "row vocab"]:
-        """Logits after the last token of every row of a batch padded on the left; the head runs there alone."""
-        last = {"logits_to_keep": 1} if self._head_takes_last else {}
+    def last_logits(self, batch: Batch, edits: Sequence[Edit] = (), past: Any = None) -> Float[Tensor, "row vocab"]:
+        """Logits after the last token of every row of a batch padded on the left; the head runs there alone.
+
+        ``past`` holds keys and values of the batch's first columns.
+        """
+        given = self.inputs(batch) | ({"logits_to_keep": 1} if self._head_takes_last else {})
+        if past is not None:
+            known = past.get_seq_length()
+            given |= {name: given[name][:, known:] for name in ("input_ids", "position_ids") if name in given}
+            given |= {"past_key_values": past, "use_cache": True}
         with self.evaluating(), edit(self, batch.rows, edits):
-            return self.hf(**self.inputs(batch), **last).logits[:, -1]
+            return self.hf(**given).logits[:, -1]
 
     def continuations(
         self, batch: Batch, settings: Any, edits: Sequence[Edit] = (), past: Any = None
@@ -275,16 +283,26 @@ class HookedModel:
             self.hf.generation_config = own
 
     def next_token_logits(
-        self, rows: Sequence[Rendered], edits: Sequence[Edit] = (), *, token_budget: int | None = None
+        self,
+        rows: Sequence[Rendered],
+        edits: Sequence[Edit] = (),
+        *,
+        token_budget: int | None = None,
+        prompts: PromptCache | None = None,
     ) -> Float[Tensor, "row vocab"]:
-        """Logits after each row's last token, float32 on the CPU; the head runs at that token alone."""
+        """Logits after each row's last token, float32 on the CPU; the head runs at that token alone.
+
+        ``prompts`` keeps what was read of these prompts for the next call, where edits leave their beginning alone.
+        """
         logits = torch.empty((len(rows), self.vocab_size))
         self.check_context(rows)
         check_edits(self, edits, rows)
         for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order], side="left")
+            live = [e for e in edits if matches(e.where, batch.rows)]
+            past = prompts.past(batch.rows, live) if prompts else None
             with torch.no_grad():
-                found = self.last_logits(batch, [e for e in edits if matches(e.where, batch.rows)])
+                found = self.last_logits(batch, live, past)
             logits[order] = found[:, : self.vocab_size].float().cpu()
         return logits
 

@@ -122,6 +122,10 @@ class Patch(Edit):
 
         return Edit(self.layer, self.where, take_over, self.part)
 
+    @property
+    def reads_prompt(self) -> bool:
+        return False  # the donor's states are its own
+
     def identity(self, width: int) -> list[Any]:
         source = [self.donor.model.fingerprint, self.donor.name]
         return [self.layer, self.part, str(self.where), list(self.heads), source]

@@ -73,7 +73,7 @@ class TracedModel(HookedModel):
         for layer, x in zip(wanted, kept, strict=True):
             sink(layer, x)
 
-    def last_logits(self, batch: Batch, edits: Sequence[Edit] = ()) -> Float[Tensor, "row vocab"]:
+    def last_logits(self, batch: Batch, edits: Sequence[Edit] = (), past: None = None) -> Float[Tensor, "row vocab"]:
         moves = _moves(batch, edits, [(0, batch.ids.shape[1])])[0]
         given, envoys, traced = self._given(batch), self.envoys, self.traced
         last = {"logits_to_keep": 1} if self._head_takes_last else {}

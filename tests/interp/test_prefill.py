@@ -8,6 +8,7 @@ from tiny_models import build_model, train_tokenizer
 
 from interp import Edit, HookedModel, Prompt
 from interp.generate import generate
+from interp.patching import Component, Donor, Patch, patch_components
 from interp.prefill import PromptCache
 from interp.selection import final, parse
 
@@ -57,6 +58,44 @@ def test_a_prompt_is_read_once_for_all_arms():
     columns.seen, longer = 0, rows_of(model, "# Note")
     generate(model, longer, max_new_tokens=1, prompts=cache)
     assert columns.seen == sum(len(a) - len(b) + 1 for a, b in zip(longer, rows, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
+def test_patched_decisions_are_the_same_with_and_without_the_cache(family):
+    """What a donor gives is its own: a patch near the end of a prompt shares the rest."""
+    model, other = tiny(family), tiny(family)
+    with torch.no_grad():
+        for parameter in other.hf.parameters():
+            parameter.mul_(1.3)
+    cache, columns = PromptCache(model), Columns(model)
+    rows, donor = rows_of(model), Donor(other)
+    plain = model.next_token_logits(rows)
+    assert torch.equal(model.next_token_logits(rows, prompts=cache).argmax(-1), plain.argmax(-1))
+    parts = [Component(0), Component(1, 2), Component(3, 0)]
+    for edits in (
+        patch_components(donor, parts, final()),
+        [Patch(layer=2, where=parse("role:header"), donor=donor)],
+        [Patch(layer=2, where=parse("role:instruction"), donor=donor)],
+    ):
+        wanted = model.next_token_logits(rows, edits)
+        columns.seen = 0
+        found = model.next_token_logits(rows, edits, prompts=cache)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(wanted, plain, atol=1e-3)
+        shared = all(str(e.where) != "role:instruction" for e in edits)
+        assert (columns.seen < sum(map(len, rows)) / 2) is shared
+        said = generate(model, rows, max_new_tokens=4, edits=edits)
+        assert generate(model, rows, max_new_tokens=4, edits=edits, prompts=cache) == said
+
+
+def test_an_edit_that_reads_the_prompt_gets_a_full_pass():
+    class Reading(Edit):
+        """Of a kind that the cache knows nothing of."""
+
+    model = tiny()
+    cache, rows = PromptCache(model), rows_of(model)
+    assert cache.past(rows, [Edit(0, final(), torch.neg)]) is not None
+    assert cache.past(rows, [Reading(0, final(), torch.neg)]) is None
 
 
 def test_an_edit_inside_the_prompt_is_not_lost():
