@@ -195,7 +195,8 @@ def mechanism(
         list[str] | None, typer.Option("--refusal", help="Beginning of a refusal in the model's words; repeatable.")
     ] = None,
     out: Out = Path("runs/mechanism"),
-    limit: Limit = 60,
+    limit: Limit = 0,
+    n: Annotated[int, typer.Option("--n", min=4, help="Tasks per label behind the maps and the search.")] = 60,
     judged: Annotated[int, typer.Option("--judged", min=0, help="Tasks per label generated under each patch.")] = 24,
     budget: Annotated[int, typer.Option("--budget", min=10, help="Forward passes of the component search.")] = 200,
     max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
@@ -207,7 +208,7 @@ def mechanism(
     from experiments.commands import mechanism_command
 
     mechanism_command(
-        base, model, probes, agent_probes, tasks, validation, refusal or [], out, limit, judged, budget, max_turns,
+        base, model, probes, agent_probes, tasks, validation, refusal or [], out, limit, n, judged, budget, max_turns,
         max_new_tokens, seed, chat_template,
     )  # fmt: skip
 

@@ -252,6 +252,7 @@ def mechanism_command(
     refusals: Sequence[str],
     out: Path,
     limit: int,
+    n: int,
     judged: int,
     budget: int,
     max_turns: int,
@@ -276,7 +277,7 @@ def mechanism_command(
     models = {"base": open_model(base_name, chat_template), "agent": open_model(model_name, chat_template)}
     with bar("mechanism", None) as advance:
         sections = mechanism_study(
-            models, probes, choosing, shown, environment_for, n=limit or len(records), judged=judged, budget=budget,
+            models, probes, choosing, shown, environment_for, n=n, judged=judged, budget=budget,
             max_turns=max_turns, max_new_tokens=max_new_tokens, refusals=refusals, seed=seed, say=say,
             progress=advance,
         )  # fmt: skip

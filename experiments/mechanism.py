@@ -41,7 +41,7 @@ def mechanism_study(
 
     Args:
         models: ``base`` and ``agent``; probes: the base's at least, fitted on chat prompts.
-        n: tasks per label.
+        n: tasks per label behind the maps and the search; what the search found is reported on all of ``test``.
         judged: tasks per label whose first turn is generated under each patch of the map.
         budget: forward passes of the search for components.
 
