@@ -156,7 +156,12 @@ def _set(section: Mapping[str, Any]) -> dict[str, Any]:
         f"{section['components']} components) at the final token alone restores {percent(back)} of the lost refusals "
         f"on the held-out family {section['family']}"
         + (", at an unknown cost" if points is None else f" and {cost_in_words(points)} of benign success")
-        + ("" if worst is None else f"; the best of {len(random)} random sets of that size restores {100 * worst:.0f}%")
+        + (
+            ""
+            if worst is None
+            else f"; {len(random)} random sets of that size restore {100 * sum(random) / len(random):.0f}% on average, "
+            f"{100 * worst:.0f}% at best"
+        )
         + ".",
         "holds": not missed,
         "evidence": {

@@ -82,7 +82,10 @@ def _restoration(runs: Runs) -> list[list[str]]:
         return [words, *("nothing to restore" if cell is None else read(cell) for cell in found)]
 
     def drawn(cell: dict[str, Any]) -> str:
-        return "; ".join(percent(one) for one in cell["held_out"]["random"]["refusal_restored"])
+        values = [one["value"] for one in cell["held_out"]["random"]["refusal_restored"] if one["value"] is not None]
+        if not values:
+            return "–"
+        return f"{len(values)} sets: mean {100 * sum(values) / len(values):.0f}, highest {100 * max(values):.0f}"
 
     return [
         row("held out / searched on", lambda c: f"{c['family']} / {', '.join(c['families'])}"),

@@ -33,7 +33,7 @@ BUDGET = 200  # forward passes over the selection prompts
 STEPS = 8  # of the greedy search that the budget is to last for; more candidates a step in a small model
 TARGET = 0.8  # of the decisions lost
 RANDOM_SETS = 20
-RANDOM_JUDGED = 5  # of them also generate: a generation costs dozens of passes
+RANDOM_JUDGED = 10  # of them also generate: a generation costs dozens of passes
 
 
 @dataclass(frozen=True)

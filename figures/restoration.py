@@ -25,14 +25,17 @@ def section(results: dict[str, Any]) -> Section | None:
     found, readout = results.get("restoration") or {}, results.get("readout") or {}
     if not found and not readout:
         return None
-    panels, keys, tables = [], [], []
+    panels, tables = [], []
     if found:
-        panels.append(Panel("Restored on the selection tasks", _path(found), "Share restored as components are added."))
+        both = [Key("decisions for refusal", "prefix", "line"), Key("log-odds", "other", "line")]
+        words = "Share restored as components are added."
+        panels.append(Panel("Restored on the selection tasks", _path(found), words, keys=both))
         tables.append(_table(found))
     if readout:
-        panels.append(Panel("Logit lens: mass of refusal starts", _lens(readout), "Refusal mass by layer."))
+        both = [Key("base, harmful", "base", "line"), Key("agent, harmful", "agent", "dash")]
+        words = "Refusal mass by layer."
+        panels.append(Panel("Logit lens: mass of refusal starts", _lens(readout), words, keys=both))
         tables.append(_cosines(readout))
-        keys = [Key("base, harmful", "base", "line"), Key("agent, harmful", "agent", "dash")]
     return Section(
         id="restoration",
         title="Few components, and knowledge against readout" if found else "Knowledge against readout",
@@ -41,7 +44,6 @@ def section(results: dict[str, Any]) -> Section | None:
         else "Does what knows of harm lie along what refuses, and where does the decision appear?",
         reading=" ".join(words for words, there in ((SETS, found), (LENS, readout)) if there),
         panels=panels,
-        keys=keys,
         tables=tables,
         columns=2,
         note=_note(found) if found else "",
@@ -79,15 +81,18 @@ def _table(found: dict[str, Any]) -> Table:
         rates = [percent(cell["refusal_rate"][name]) for name in ("base", "agent", "patched")]
         random = cell["random"]
         judged = [number(draw) for draw in random.get("refusal_restored") or []]
-        best = f"{100 * max(judged):.0f}%" if judged and not np.isnan(judged).all() else "–"
+        judged = [value for value in judged if not np.isnan(value)]
+        drawn = f"{100 * np.mean(judged):.0f}% ({100 * max(judged):.0f}%)" if judged else "–"
         name = f"{words} ({found['family']})" if key == "held_out" else words
         rows.append(
-            [name, *rates, percent(cell["refusal_restored"]), percent(cell["restored"]), best,
+            [name, *rates, percent(cell["refusal_restored"]), percent(cell["restored"]), drawn,
              percent(cell["cost"]), count(cell["restored"])]
         )  # fmt: skip
     head = ["Test tasks", "Base refuses", "Agent", "Patched", "Refusals restored", "Log-odds restored",
-            "Best random set", "Benign success lost", "n"]  # fmt: skip
-    return Table(f"What {', '.join(found['chosen']) or 'no component'} restore at the final token, 95% intervals.", head, rows)
+            "Random sets, mean (best)", "Benign success lost", "n"]  # fmt: skip
+    return Table(
+        f"What {', '.join(found['chosen']) or 'no component'} restore at the final token, 95% intervals.", head, rows
+    )
 
 
 def _lens(readout: dict[str, Any]) -> go.Figure:
