@@ -122,8 +122,13 @@ def _restoring(section: Mapping[str, Any]) -> dict[str, Any]:
         }
     layer = max(known, key=lambda name: known[name]["share"]["value"])
     cell = known[layer]
-    first = next((name for name, one in known.items() if one["share"]["value"] >= 0.5), None)
-    since = f"; half is back from layer {first} on" if first else "; no layer alone brings back half"
+    # What a benign prompt's state does as well is the model's lean, not this prompt's harm.
+    own = [name for name, one in known.items() if one["share"]["value"] >= max(0.5, 2 * one["control"]["value"])]
+    since = (
+        f"; half is back, and not by a benign prompt's state, from layer {own[0]} on"
+        if own
+        else "; no layer alone brings back half"
+    )
     return {
         "id": "state-restores",
         "text": "The base's state at the final token, put into the agent on the same harmful prompt, moves its refusal "
