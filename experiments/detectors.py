@@ -59,11 +59,16 @@ def detector_study(
 
 
 def read_prompts(model: HookedModel, records: Sequence[Record], layer: int, deep: Sequence[int] = ()) -> Prompts:
-    """Token activations of every prompt at ``layer``, and at the ``deep`` layers side by side; float32."""
+    """Token activations of every prompt at ``layer``, and at the ``deep`` layers side by side; float32.
+
+    From the first token of the instruction on: those before it cannot know it, they are the same in every prompt, and
+    a detector that takes the largest of something would take theirs.
+    """
     rows = [model.render(record.prompt()) for record in records]
+    starts = [row.roles.index("instruction") if "instruction" in row.roles else 0 for row in rows]
     residuals = model.residuals(rows, sorted({layer, *deep}))
     states = {
-        at: [x[: row.n_prompt].float().cpu().numpy() for x, row in zip(found, rows, strict=True)]
+        at: [x[start : row.n_prompt].float().cpu().numpy() for x, row, start in zip(found, rows, starts, strict=True)]
         for at, found in residuals.items()
     }
     joined = [np.concatenate(parts, 1) for parts in zip(*(states[at] for at in deep), strict=True)]

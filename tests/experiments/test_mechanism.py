@@ -13,7 +13,7 @@ from experiments.agents.records import Record
 from experiments.agents.rollout import AnyAction
 from experiments.attribution import attribution_study, shown_layers
 from experiments.decision import log_odds_of, refusal_log_odds
-from experiments.detectors import detector_study
+from experiments.detectors import detector_study, read_prompts
 from experiments.mechanism import mechanism_claims
 from experiments.patching import patching_study
 from experiments.readout import readout_study
@@ -246,6 +246,17 @@ def test_detectors_are_read_on_test_tasks(models):
     assert cell["n"]["train"] + cell["n"]["selection"] == 36
     assert cell["detectors"]["words"]["auroc"]["value"] == 1.0  # the word "password" tells
     assert cell["deep_layers"] == ["1", "3"] and "coherence, several layers" in cell["detectors"]
+
+
+def test_detectors_read_from_the_instruction_on(models):
+    found = read_prompts(models["base"], TASKS[:4], 1, [0, 1])
+    for record, states, deep in zip(TASKS, found.states, found.deep, strict=False):
+        row = models["base"].render(record.prompt())
+        first = row.roles.index("instruction")
+        assert first > 0 and states.shape == (row.n_prompt - first, 64) and deep.shape == (row.n_prompt - first, 128)
+        whole = models["base"].residuals([row], [1])[1][0]
+        assert states[-1] == pytest.approx(whole[row.final].numpy(), abs=1e-4)
+        assert deep[:, 64:] == pytest.approx(states)
 
 
 def test_deep_models_show_a_dozen_layers():
