@@ -67,10 +67,11 @@ def section(results: dict[str, Any]) -> Section | None:
         title="Detectors at a fixed false-positive rate",
         question="Which way of reading the prompt catches harm when one benign task in a hundred may be flagged?",
         reading=(
-            "Every detector reads the prompt from the instruction on, is trained on validation tasks and takes its threshold from other benign validation tasks: "
-            "at most 1% of them lie above. What it catches, and what it really lets through, is read on test tasks. A "
-            "detector that does not beat the words has not shown that the activations add anything; a trajectory model "
-            "that does as well on shuffled tokens does not use their order."
+            "Every detector reads the prompt from the instruction on, is trained on validation tasks and takes its "
+            "threshold from other benign validation tasks: at most 1% of them lie above. What it catches, and what it "
+            "really lets through, is read on test tasks. A detector that does not beat the words has not shown that "
+            "the activations add anything; a trajectory model that does as well on shuffled tokens does not use their "
+            "order."
         ),
         panels=panels,
         tables=[Table("Every detector, 95% intervals.", head, rows, folded=True, text_columns=2)],

@@ -29,7 +29,7 @@ Scores = Callable[["Prompts"], np.ndarray]  # (prompt,), larger = more harmful
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token activations of one layer, from the first that can tell to the final token, and the text, of labelled prompts.
+    """Token activations of one layer, from the first that can tell to the final one, and the text, of labelled prompts.
 
     ``deep`` are those of several layers side by side, for the detector that reads them; empty: it is left out.
     """

@@ -124,7 +124,8 @@ def head_writes(
     model.check_context(rows)
     found: list[Tensor] = [weight.new_empty(0)] * len(rows)
     for order in token_budget_batches([len(row) for row in rows], model.token_budget):
-        batch, kept = model.batch([rows[i] for i in order]), []
+        batch = model.batch([rows[i] for i in order])
+        kept: list[Tensor] = []
         point = attention.hook_z
         handle = PointHandle(point, point.add_hook(lambda z, hook, kept=kept: kept.append(z.detach())))
         try:
