@@ -40,7 +40,9 @@ def tabulate(folders: Sequence[Path]) -> str:
 
 def _attribution(runs: Runs) -> list[list[str]]:
     cells = [list(run["attribution"]["layers"].values())[-1] for run in runs]
-    rows = [["layer, n", *(f"{list(run['attribution']['layers'])[-1]}, {run['attribution']['n']}" for run in runs)]]
+    rows = [["layer", *(list(run["attribution"]["layers"])[-1] for run in runs)]]
+    rows.append(["n, " + " + ".join(runs[0]["attribution"]["n"]),
+                 *(" + ".join(map(str, run["attribution"]["n"].values())) for run in runs)])  # fmt: skip
     rows += [[words, *(signed(cell["total"][name]) for cell in cells)] for name, words in
              (("base", "gap, base"), ("agent", "gap, agent"), ("lost", "**lost**"))]  # fmt: skip
     rows.append(
