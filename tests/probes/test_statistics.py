@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from interp.errors import UserError
+from probes.resampling import jackknife
 from probes.statistics import (
     Estimate,
     auroc,
@@ -158,3 +159,16 @@ def test_column_differences_are_those_of_single_columns() -> None:
     assert few.ci[1] - few.ci[0] > 1.2 * (full.ci[1] - full.ci[0])
     assert one.value == pytest.approx(a[:, 2].mean() - b[0, 2]) and np.isnan(one.ci[0])
     assert np.isnan(none.value) and np.isnan(none.ci[0]) and none.n == 60
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+
+    def average(weights: np.ndarray) -> np.ndarray:
+        return (weights @ values) / weights.sum(1)
+
+    assert jackknife(average, 50) == pytest.approx(values.std(ddof=1) / np.sqrt(50))
+    pairs = np.repeat(np.arange(25), 2)
+    means = values.reshape(25, 2).mean(1)
+    assert jackknife(average, 50, groups=pairs) == pytest.approx(means.std(ddof=1) / np.sqrt(25))
+    assert math.isnan(jackknife(average, 50, groups=np.zeros(50, int)))
