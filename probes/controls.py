@@ -204,7 +204,7 @@ def difference_of_means(
 
     value = float(cosine(np.ones((1, len(x))))[0])
     half = Z95 * jackknife(cosine, len(x), groups=None if groups is None else codes(groups))
-    ci = (max(-1.0, value - half), min(1.0, value + half))
+    ci = NO_INTERVAL if np.isnan(half) else (max(-1.0, value - half), min(1.0, value + half))
     return {
         "means_auroc": auroc(scores, positive, groups, seed=seed),
         "means_cosine": Estimate(value, ci, len(x)),
