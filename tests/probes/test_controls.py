@@ -116,7 +116,9 @@ def test_means_and_nested_choice_of_c(width) -> None:
     assert found["auroc"].ci[0] > 0.99 and found["means_auroc"].ci[0] > 0.99
     assert 0.9 < found["means_cosine"].value <= 1 and found["means_cosine"].ci[0] > 0.85
     nothing = evaluate({0: noise}, y, groups=list(groups), C="cv")[0]
-    assert 0.4 < nothing["auroc"].value < 0.6
+    assert (
+        nothing["auroc"].value < 0.55
+    )  # choosing C within the folds leaks nothing; below 0.5 is cross-validation's own
 
 
 def test_shuffled_labels_keep_each_folds_share(data) -> None:
