@@ -53,9 +53,7 @@ def _log_probabilities(model: HookedModel, rows: Sequence[Rendered], edits: Sequ
     live = [e for e in edits if matches(e.where, rows)]
     with torch.no_grad(), model.evaluating(), edit(model, rows, live):
         logits = model.hf(**model.inputs(batch)).logits
-    return [
-        logits[j, row.n_prompt - 1 : len(row) - 1].double().log_softmax(-1).cpu() for j, row in enumerate(rows)
-    ]
+    return [logits[j, row.n_prompt - 1 : len(row) - 1].double().log_softmax(-1).cpu() for j, row in enumerate(rows)]
 
 
 def _exponential(estimate: dict[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,11 @@ class Point:
     members: tuple[int, ...]
     dose: float
     place: str = "final"
+    direction: str = ""  # which, where there are several
 
     def __str__(self) -> str:
-        return f"layers {self.layers}, dose {self.dose:g}, {self.place}"
+        which = f"{self.direction}, " if self.direction else ""
+        return f"{which}layers {self.layers}, dose {self.dose:g}, {self.place}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,19 @@ def set_name(members: Sequence[int]) -> str:
     return ",".join(map(str, members))
 
 
-def grid(sets: Mapping[str, tuple[int, ...]], doses: Sequence[float], places: Sequence[str]) -> list[Point]:
+def grid(
+    sets: Mapping[str, tuple[int, ...]],
+    doses: Sequence[float],
+    places: Sequence[str],
+    directions: Sequence[str] = ("",),
+) -> list[Point]:
     """Every combination."""
     return [
-        Point(name, members, dose, place) for name, members in sets.items() for place in places for dose in doses
+        Point(name, members, dose, place, direction)
+        for direction in directions
+        for name, members in sets.items()
+        for place in places
+        for dose in doses
     ]
 
 
@@ -210,11 +221,7 @@ def steering_study(
     }
 
 
-def control_directions(
-    direction: Direction, draws: int, seed: int, shuffled: Direction | None = None
-) -> list[Control]:
+def control_directions(direction: Direction, draws: int, seed: int, shuffled: Direction | None = None) -> list[Control]:
     """``draws`` random directions, and that of a probe trained on shuffled labels; edits scale all to one length."""
     drawn = [Control(f"random-{draw}", random_like(direction, seed + draw)) for draw in range(draws)]
     return drawn + ([] if shuffled is None else [Control("shuffled", shuffled)])
-
-

@@ -10,6 +10,7 @@ from interp.chat import Prompt
 from interp.errors import UserError
 from interp.hooks import Condition, Edit
 from interp.io import sha256_of
+from interp.model import HookedModel
 from steering.gates import Gate, gated
 
 NAIVE_PREFIX = "I cannot"
@@ -140,3 +141,9 @@ def comparison_arms(
 
 def _numbered(name: str, i: int) -> str:
     return name if i == 0 else f"{name}-{i + 1}"
+
+
+def prefix_ids(model: HookedModel, prefix: str) -> tuple[int, ...]:
+    """The prefix's tokens as they follow a generation prompt that is already tokenised: no second beginning of text."""
+    short = Prompt("prefix", "x")
+    return model.render(short, prefix=prefix).ids[len(model.render(short)) :]
