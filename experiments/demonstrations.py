@@ -1,6 +1,6 @@
 """Demonstrations for the few-shot arms: refusals that teach safety, and compliance that wears it down.
 
-The built-in ones are short, everyday and without any operational detail: the attack is that a harmless pattern of always
+The built-in ones are short, everyday and without any operational detail: the attack is that a harmless habit of always
 acting is set before the task. A model with an action language of its own is better shown its own
 (:func:`own_demonstrations`, or a file).
 """
