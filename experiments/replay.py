@@ -125,7 +125,7 @@ def _replay_part(
         if changed:
             raise UserError(f"{log}: the prompt of {changed[0]!r} is not the one decided on; give the same --tasks")
         logged = part.decisions.get(number, [])
-        said = [tuple(part.answers[name, batch["step"]]["ids"]) for name in batch["rows"]]
+        said = [_fed(part.answers[name, batch["step"]]) for name in batch["rows"]]
         session.step = batch["step"]
         found = {(one.row, one.position): one for one in recompute(model, rows, session, said)}
         for entry in logged:
@@ -155,9 +155,15 @@ def recompute(
     """
     before = len(session.decisions)
     read = [Edit(session.layer, session.where, lambda x: x, when=session)]
-    streaming = bool(session.where.generated_mask(torch.arange(1)).any())
-    generate(model, rows, edits=read, token_budget=WHOLE, **_continued(said) if streaming else {"max_new_tokens": 1})
+    streaming = bool(session.where.generated_mask(torch.arange(1 << 10)).any())
+    generate(model, rows, edits=read, token_budget=WHOLE, max_new_tokens=1, said=said if streaming else None)
     return session.decisions[before:]
+
+
+def _fed(answer: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokens of an answer that went back into the model: all but one that was cut off at the limit."""
+    ids = tuple(answer["ids"])
+    return ids if answer["finished"] else ids[:-1]
 
 
 def _prompts(

@@ -49,6 +49,10 @@ class Watch(Protocol):
     def open(self, rows: Tensor, positions: Tensor) -> Tensor:
         """One flag a token, by its row and position. Every row is closed before its first evidence."""
 
+    @property
+    def opened(self) -> Tensor:
+        """One flag a row: where the latest decision was to open."""
+
 
 @runtime_checkable
 class Condition(Protocol):
@@ -216,12 +220,19 @@ def check_conditions(edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens
 
 
 @contextmanager
-def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], new_tokens: int = 0) -> Iterator[None]:
+def edit(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    edits: Sequence[Edit],
+    new_tokens: int = 0,
+    watched: Sequence[Condition] = (),
+) -> Iterator[list[Watch]]:
     """Apply ``edits`` to every forward pass of ``model`` inside the block.
 
     Args:
         rows: the prompts of the batch, in its order; the forward pass must be given their mask if padded.
         new_tokens: how many tokens may be generated after them.
+        watched: conditions to follow though no edit depends on them; the block gives their watches, in this order.
 
     Hooks of this block alone are removed on leaving it, also after an exception. Tensors are never changed in
     place.
@@ -230,12 +241,12 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         UserError: a layer the model lacks, a selection that matches nothing, a forward pass of another batch
             size, or one that skipped positions to be edited (a cache filled beforehand).
     """
-    if not edits:
-        yield
+    if not edits and not watched:
+        yield []
         return
     check_edits(model, edits, rows, new_tokens)
     edits = [e.bind(rows) for e in edits]
-    conditions = list({id(e.when): e.when for e in edits if e.when is not None}.values())
+    conditions = list({id(c): c for c in (*(e.when for e in edits), *watched) if c is not None}.values())
     watches = {id(condition): condition.watch(rows) for condition in conditions}
     clock = Clock(model.base, rows, {e.where for e in edits} | {c.where for c in conditions})
     expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
@@ -278,7 +289,7 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
             handles.append(model.on_residual(condition.layer, partial(read, condition)))
         for number, e in enumerate(edits):
             handles.append(on_part(model, e.layer, e.part, partial(apply, number)))
-        yield
+        yield [watches[id(condition)] for condition in watched]
         for e, done, wanted in zip(edits, touched, expected, strict=True):
             if clock.ticks and done < wanted:
                 raise UserError(

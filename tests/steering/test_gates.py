@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp import Edit, UserError, edit
-from interp.generate import generate
+from interp import Edit, Prompt, UserError, edit
+from interp.generate import GatedPrefix, generate
 from interp.io import read_json, write_json
 from interp.selection import final, generated, parse, prompt, role
 from probes.logistic import LayerProbes
@@ -26,6 +26,7 @@ from steering.gates import (
     gated,
     logit_score,
 )
+from steering.injection import prefix_ids
 from tests.interp.test_hooks import NEW, Oracle, bump, expected, hook_count, rows_of
 
 D = 64
@@ -59,7 +60,7 @@ def test_the_threshold_is_a_conservative_order_statistic():
     assert calibrate(gate, np.arange(1.0, 11.0), fpr=0.1).threshold == 10.0
     tied = calibrate(gate, [0.0] * 50 + [1.0] * 50)
     assert tied.point.observed == 0  # above, never at, the threshold
-    with pytest.raises(UserError, match="98 benign scores cannot state .* at least 99"):
+    with pytest.raises(UserError, match=r"98 benign scores cannot state .* at least 99"):
         calibrate(gate, scores[:98])
     with pytest.raises(UserError, match="not finite"):
         calibrate(gate, [*scores, math.nan])
@@ -186,7 +187,7 @@ def test_rows_are_decided_alone(load, family):
 
 
 def test_nothing_is_open_before_the_evidence():
-    rows = [row for row in rows_like(3)]
+    rows = rows_like(3)
     watch = GateWatch(replace(Gate(0, prompt(), np.ones(4)), threshold=-math.inf), rows, was_open=[True] * 3)
     everywhere = torch.arange(3).repeat_interleave(5), torch.arange(5).repeat(3)
     assert not watch.opened.any()
@@ -328,3 +329,56 @@ def test_bad_gates_are_refused():
     assert from_probe(probes, 1, final(), "last", "m").threshold == math.inf
     with pytest.raises(UserError, match="no probe for layer 2"):
         from_probe(probes, 2, final(), "last", "m")
+
+
+# --- gated prefix
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_gated_prefix_reads_the_prompt_once_and_answers_as_if_it_had_stood_there(load, family):
+    model = load(family)
+    rows = [row for row in rows_of(model) if "prefix" not in row.roles]
+    gate = gate_for(model, rows)
+    scores = decided(model, rows, gate)
+    ids = prefix_ids(model, "# Is this safe? Let me think.\n")
+    texts = ["Click the first link.", "Buy"]
+    with_prefix = [
+        model.render(Prompt(row.id, text), prefix="# Is this safe? Let me think.\n")
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    assert all(long.ids == row.ids + ids for long, row in zip(with_prefix, rows, strict=True))
+    widths = []
+    spy = model.base.register_forward_pre_hook(
+        lambda m, a, k: widths.append((k.get("input_ids", a[0] if a else None)).shape[1]), with_kwargs=True
+    )
+    try:
+        got = generate(model, rows, max_new_tokens=6, prefix=GatedPrefix(gate, ids))
+    finally:
+        spy.remove()
+    assert widths[0] == max(map(len, rows)) and set(widths[1:]) == {1}  # one prefill, then a token a step
+    plain, prefixed = (generate(model, which, max_new_tokens=6) for which in (rows, with_prefix))
+    opened = [scores[row.id] > gate.threshold for row in rows]
+    assert sorted(opened) == [False, True]
+    assert got == [(b if flag else a) for flag, a, b in zip(opened, plain, prefixed, strict=True)]
+
+
+def test_a_gated_prefix_needs_a_gate_on_the_prompt(tiny_model):
+    rows = rows_of(tiny_model)
+    streaming = Gate(2, parse("final | generated[0:]"), np.ones(D))
+    with pytest.raises(UserError, match="decide on the prompt alone"):
+        generate(tiny_model, rows, max_new_tokens=2, prefix=GatedPrefix(streaming, (5,)))
+    with pytest.raises(UserError, match="greedy decoding"):
+        generate(
+            tiny_model, rows, max_new_tokens=2, temperature=1.0, prefix=GatedPrefix(Gate(2, final(), np.ones(D)), (5,))
+        )
+
+
+def test_answers_given_token_by_token_are_read_as_when_they_were_said(tiny_model):
+    rows = rows_of(tiny_model)
+    gate = gate_for(tiny_model, rows, where=parse("final | generated[0:]"))
+    read = Edit(gate.layer, gate.where, lambda x: x)
+    first, again = GateSession(gate), GateSession(gate)
+    answers = generate(tiny_model, rows, max_new_tokens=6, edits=gated([read], first))
+    fed = [answer.ids if answer.finished else answer.ids[:-1] for answer in answers]
+    generate(tiny_model, rows, max_new_tokens=1, edits=gated([read], again), said=fed)
+    assert first.decisions == again.decisions and len(first.decisions) > len(rows)
