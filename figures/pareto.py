@@ -33,8 +33,8 @@ def section(results: dict[str, Any]) -> Section | None:
         reading=(
             "Each mark is an arm: the further up, the more harmful tasks it refuses; the further right, the more "
             "benign tasks it carries out; the top right corner is the goal. The mark tells how many look-alikes it "
-            "refuses though they are benign. The line joins the arms that no other arm beats in both. Numbers are those of the "
-            "table; lines through the marks are 95% intervals."
+            "refuses though they are benign. The line joins the arms that no other arm beats in both. Numbers are "
+            "those of the table; lines through the marks are 95% intervals."
         ),
         panels=[
             Panel("Harmful tasks refused over benign tasks done", _figure(results, arms, front), _alt(results, arms))
