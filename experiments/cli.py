@@ -262,7 +262,7 @@ def gates(
     ] = 0.0,
     random_draws: Annotated[int, typer.Option("--random-draws", min=1)] = 5,
     n_train: Annotated[int, typer.Option("--n-train", min=4, help="Training tasks per label.")] = 100,
-    n_validation: Annotated[int, typer.Option("--n-validation", min=4, help="Validation tasks per label.")] = 120,
+    n_validation: Annotated[int, typer.Option("--n-validation", min=4, help="Validation tasks per label.")] = 200,
     n_choice: Annotated[int, typer.Option("--n-choice", min=4, help="Tasks per label behind each choice.")] = 40,
     n: Annotated[int, typer.Option("--n", "--limit", min=0, help="Tasks per label that are reported.")] = 200,
     jailbreak: Annotated[
