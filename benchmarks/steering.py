@@ -4,8 +4,8 @@
 
 The edits add a vector of zeros, so that every arm says the same and only the work differs; a fresh plain run stands
 before every other one, and ratios are taken within each pair. The gate opens on about half of the rows for steering;
-for the prefix it stays closed, since an open one adds the prefix's own tokens. Prints the median ratio of each arm with the
-middle half of its rounds.
+for the prefix it stays closed, since an open one adds the prefix's own tokens. Prints the median ratio of each arm
+with the middle half of its rounds.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.batching import token_budget_batches
 from interp.chat import Rendered
-from interp.hooks import Edit, edit, matches
+from interp.hooks import Edit, edit, live_edits
 from interp.model import HookedModel
 from probes.statistics import mean
 
@@ -50,7 +50,7 @@ def coherence(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit
 def _log_probabilities(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit]) -> list[Tensor]:
     """(response token, vocab), float64, of every row: what each response token was predicted from."""
     batch = model.batch(rows, side="right")
-    live = [e for e in edits if matches(e.where, rows)]
+    live = live_edits(edits, rows)
     with torch.no_grad(), model.evaluating(), edit(model, rows, live):
         logits = model.hf(**model.inputs(batch)).logits
     return [logits[j, row.n_prompt - 1 : len(row) - 1].double().log_softmax(-1).cpu() for j, row in enumerate(rows)]

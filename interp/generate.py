@@ -14,7 +14,7 @@ from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
 from interp.forced import Given, decode
-from interp.hooks import Condition, Edit, Watch, check_edits, matches
+from interp.hooks import Condition, Edit, Watch, check_edits, live_edits
 from interp.model import TOKEN_BUDGET, HookedModel
 from interp.prefill import PromptCache
 
@@ -92,7 +92,7 @@ def generate(
     out: list[Generation | None] = [None] * len(rows)
     for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
         batch = model.batch([rows[i] for i in order], side="left")
-        live = [e for e in edits if matches(e.where, batch.rows, max_new_tokens - 1)]
+        live = live_edits(edits, batch.rows, max_new_tokens - 1)
         if stepwise:
             spoken = decode(
                 model, batch, _starts(order, prefix, said), max_new_tokens, ends, live, (prefix.when,) if prefix else ()

@@ -185,6 +185,15 @@ def matches(where: Selection, rows: Sequence[Rendered], new_tokens: int = 0) -> 
     )
 
 
+def live_edits(edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens: int = 0) -> list[Edit]:
+    """The edits that can act on ``rows``: their tokens are there, and so are those that their condition reads."""
+    return [
+        e
+        for e in edits
+        if matches(e.where, rows, new_tokens) and (e.when is None or matches(e.when.where, rows, new_tokens))
+    ]
+
+
 def check_edits(model: HookedModel, edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens: int = 0) -> None:
     """Refuse edits that would silently do nothing, before any forward pass."""
     for e in edits:

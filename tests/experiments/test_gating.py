@@ -128,8 +128,9 @@ def test_the_table_on_a_random_checkpoint(checkpoint, tmp_path, monkeypatch, cap
 
     out = tmp_path / "gates"
     command = (
-        "gates", "--model", checkpoint(), "--prefix", "# Is this safe?", "--fpr", 0.2, "--n-train", 6, "--n-validation", 8,
-        "--n-choice", 4, "--n", 3, "--random-draws", 1, "--max-turns", 2, "--max-new-tokens", 5, "--out", out,
+        "gates", "--model", checkpoint(), "--prefix", "# Is this safe?", "--fpr", 0.2, "--n-train", 6,
+        "--n-validation", 8, "--n-choice", 4, "--n", 3, "--random-draws", 1, "--max-turns", 2, "--max-new-tokens", 5,
+        "--out", out,
     )  # fmt: skip
     code, said = pingscope(*command)
     assert code == 0, said
