@@ -20,6 +20,7 @@ from experiments.tables import behaviour_table, percent, print_table, signed
 from interp.errors import UserError
 from interp.io import atomic_write, write_json
 from interp.model import HookedModel, load_model
+from interp.prefill import PromptCache
 from steering.injection import SAFETY_SYSTEM, Arm, comparison_arms
 from steering.phrases import shuffled_words
 
@@ -110,13 +111,19 @@ def _arm(name: str, text: str) -> Arm:
 
 
 def _episodes(
-    run: Run, model: HookedModel, records: Sequence[Record], arm: Arm, max_turns: int, max_new_tokens: int
+    run: Run,
+    model: HookedModel,
+    records: Sequence[Record],
+    arm: Arm,
+    max_turns: int,
+    max_new_tokens: int,
+    prompts: PromptCache | None = None,
 ) -> list[Any]:
     with bar(arm.name, len(records)) as advance:
         return run_arm(
             model, records, arm, environment_for,
             max_turns=max_turns, max_new_tokens=max_new_tokens,
-            journal=run.folder / "generations.jsonl", progress=advance,
+            journal=run.folder / "generations.jsonl", prompts=prompts, progress=advance,
         )  # fmt: skip
 
 
@@ -319,9 +326,10 @@ def steer_command(
     wanted = tuple(resolve_layers(layers, model.n_layers))
     sets = layer_sets(model.n_layers) if layers == "all" else {set_name(wanted): wanted}
     norms = residual_norms(model, choosing)
+    prompts = PromptCache(model)
 
     def episodes(arm: Arm, records: Sequence[Record]) -> list[Any]:
-        return _episodes(run, model, records, arm, max_turns, max_new_tokens)
+        return _episodes(run, model, records, arm, max_turns, max_new_tokens, prompts)
 
     def evaluate(arm: Arm, records: Sequence[Record]) -> Any:
         return rates(episodes(arm, records))
@@ -394,8 +402,9 @@ def inject_command(
     )  # fmt: skip
     harmful = [record for record in records if record.label == "harmful"]
     attacks = [attacked(arm, compliant) for arm in arms] if harmful else []
-    episodes = {arm.name: _episodes(run, model, records, arm, max_turns, max_new_tokens) for arm in arms}
-    episodes |= {arm.name: _episodes(run, model, harmful, arm, max_turns, max_new_tokens) for arm in attacks}
+    prompts = PromptCache(model)
+    episodes = {arm.name: _episodes(run, model, records, arm, max_turns, max_new_tokens, prompts) for arm in arms}
+    episodes |= {arm.name: _episodes(run, model, harmful, arm, max_turns, max_new_tokens, prompts) for arm in attacks}
     behaviour = {name: rates(ran) for name, ran in episodes.items()}
     # An attacked arm is compared with the same arm unattacked, every other one with the bare agent.
     by_id = {name: {episode.id: episode for episode in ran} for name, ran in episodes.items()}

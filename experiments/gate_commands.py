@@ -19,6 +19,7 @@ from experiments.replay import replay
 from experiments.run import Run
 from experiments.tables import percent, print_table
 from interp.errors import UserError
+from interp.prefill import PromptCache
 from probes.logistic import LayerProbes
 from steering.directions import from_probes
 from steering.injection import Arm
@@ -54,6 +55,7 @@ def gates_command(
     sets = [read_tasks(spec, limit) for spec, limit in ((train, n_train), (validation, n_validation), (tasks, n))]
     run = Run(out, say)
     model = open_model(model_name, chat_template)
+    prompts = PromptCache(model)
     directions = {}
     if probes_path is not None:
         probes = LayerProbes.load(probes_path)
@@ -64,7 +66,7 @@ def gates_command(
         with bar(arm.name, len(records)) as advance:
             return run_arm(
                 model, records, arm, environment_for, max_turns=max_turns, max_new_tokens=max_new_tokens,
-                journal=run.folder / "generations.jsonl", progress=advance,
+                journal=run.folder / "generations.jsonl", prompts=prompts, progress=advance,
             )  # fmt: skip
 
     shown = own_demonstrations(sets[0], episodes(Arm("agent"), sets[0])) if jailbreak else ()

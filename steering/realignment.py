@@ -15,10 +15,16 @@ from interp.errors import UserError
 from interp.generate import Generation, generate
 from interp.hooks import Edit
 from interp.model import HookedModel
+from interp.prefill import PromptCache
 
 
 def answer_again(
-    model: HookedModel, rows: Sequence[Rendered], after: int, max_new_tokens: int, edits: Sequence[Edit] = ()
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    after: int,
+    max_new_tokens: int,
+    edits: Sequence[Edit] = (),
+    prompts: PromptCache | None = None,
 ) -> list[Generation]:
     """Generate ``after`` tokens, put the generation prompt in again, and return what follows it.
 
@@ -28,7 +34,7 @@ def answer_again(
     Raises:
         UserError: a chat template without a generation prompt.
     """
-    begun = generate(model, rows, max_new_tokens=after, edits=edits) if after else None
+    begun = generate(model, rows, max_new_tokens=after, edits=edits, prompts=prompts) if after else None
     again = []
     for i, row in enumerate(rows):
         header = tuple(token for token, role in zip(row.ids, row.roles, strict=True) if role == "header")
@@ -37,4 +43,4 @@ def answer_again(
         said = begun[i].ids if begun is not None else ()
         ids, roles = row.ids + said + header, row.roles + ("prefix",) * (len(said) + len(header))
         again.append(Rendered(row.id, row.label, ids, roles))
-    return generate(model, again, max_new_tokens=max_new_tokens, edits=edits)
+    return generate(model, again, max_new_tokens=max_new_tokens, edits=edits, prompts=prompts)

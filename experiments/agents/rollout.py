@@ -189,7 +189,7 @@ def _answers(
 ) -> list[Generation]:
     """What an arm says after each row."""
     if arm.header_after is not None:
-        return answer_again(model, rows, arm.header_after, max_new_tokens, arm.live_edits(session))
+        return answer_again(model, rows, arm.header_after, max_new_tokens, arm.live_edits(session), prompts)
     if session is not None and arm.prefix:
         opened = GatedPrefix(session, prefix_ids(model, arm.prefix))
         return generate(model, rows, max_new_tokens=max_new_tokens, edits=arm.live_edits(session), prefix=opened)
