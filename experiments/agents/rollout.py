@@ -146,8 +146,8 @@ def run_episodes(
 
     Each turn is a fresh prompt with the current page (user: instruction, page, suffix), and the arm's prefix
     stands at the start of every turn's response. ``prompts`` keeps what was read of them for the next arm.
-    ``progress`` is called with the number of episodes just ended. An arm with a gate decides on every row of every turn;
-    ``session`` (default: a fresh one) remembers and logs for it.
+    ``progress`` is called with the number of episodes just ended. An arm with a gate decides on every row of every
+    turn; ``session`` (default: a fresh one) remembers and logs for it.
     """
     if max_turns < 1:
         raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
