@@ -103,7 +103,7 @@ def gating_study(
         return rates(run(arm, records))
 
     middle = max(0, model.n_layers // 2 - 1)
-    options = {"fpr": settings.fpr, "release": settings.hysteresis, "seed": settings.seed}
+    options: dict[str, Any] = {"fpr": settings.fpr, "release": settings.hysteresis, "seed": settings.seed}
     free = fit_gate(model, training, selection, calibration, **options)
     low = fit_gate(model, training, selection, calibration, highest=middle, **options)
     say(f"gate of the prefix: {_described(free.gate)}; of steering: {_described(low.gate)}")

@@ -40,7 +40,7 @@ def decode(
     longest = max_new_tokens - 1 + batch.ids.shape[1]
     with torch.no_grad(), model.evaluating(), edit(model, batch.rows, edits, longest, watched) as watches:
         mask = batch.mask
-        last: dict[str, Any] = {"logits_to_keep": 1} if model.keeps_last else {}
+        last: dict[str, Any] = {"logits_to_keep": 1} if model._head_takes_last else {}
         out = model.hf(**(model.inputs(batch) | {"use_cache": True}), **last)
         queues = [list(reversed(tokens)) for tokens in given(watches)]
         said: list[list[int]] = [[] for _ in queues]

@@ -78,7 +78,7 @@ class HookedModel:
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         self.pad_id: int = next(int(p) for p in pads if p is not None)
         self.takes_positions = "position_ids" in inspect.signature(type(self.base).forward).parameters
-        self.keeps_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
+        self._head_takes_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._rendered: Recent[Rendered] = Recent(REMEMBERED)
         # What runs elsewhere cannot be tried here.
@@ -253,7 +253,7 @@ class HookedModel:
 
     def last_logits(self, batch: Batch, edits: Sequence[Edit] = ()) -> Float[Tensor, "row vocab"]:
         """Logits after the last token of every row of a batch padded on the left; the head runs there alone."""
-        last = {"logits_to_keep": 1} if self.keeps_last else {}
+        last = {"logits_to_keep": 1} if self._head_takes_last else {}
         with self.evaluating(), edit(self, batch.rows, edits):
             return self.hf(**self.inputs(batch), **last).logits[:, -1]
 

@@ -76,7 +76,7 @@ class TracedModel(HookedModel):
     def last_logits(self, batch: Batch, edits: Sequence[Edit] = ()) -> Float[Tensor, "row vocab"]:
         moves = _moves(batch, edits, [(0, batch.ids.shape[1])])[0]
         given, envoys, traced = self._given(batch), self.envoys, self.traced
-        last = {"logits_to_keep": 1} if self.keeps_last else {}
+        last = {"logits_to_keep": 1} if self._head_takes_last else {}
         with self._traces(), traced.trace(given, use_cache=False, remote=self.remote, **last):
             run_through(envoys, moves, ())
             logits = traced.output.logits[:, -1].save()
