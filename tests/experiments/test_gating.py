@@ -127,6 +127,8 @@ def test_the_table_on_a_random_checkpoint(checkpoint, tmp_path, monkeypatch, cap
         return int(stop.value.code or 0), "".join(capsys.readouterr())
 
     out = tmp_path / "gates"
+    for doses in ("DOSES", "GATED_DOSES", "CAST_DOSES"):  # one point a place and layer set
+        monkeypatch.setattr(f"experiments.gating.{doses}", (0.3,))
     command = (
         "gates", "--model", checkpoint(), "--prefix", "# Is this safe?", "--fpr", 0.2, "--n-train", 6,
         "--n-validation", 8, "--n-choice", 4, "--n", 3, "--random-draws", 1, "--max-turns", 2, "--max-new-tokens", 5,
