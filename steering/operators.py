@@ -146,7 +146,7 @@ def in_logits(
 
 def operator_edits(
     probes: LayerProbes,
-    operator: Literal["ablate", "boundary", "target", "mirror"],
+    operator: str,
     layers: Sequence[int],
     *,
     amount: float = 0.0,
@@ -157,6 +157,7 @@ def operator_edits(
     """One of the operators that know the probe's boundary, on several layers.
 
     Args:
+        operator: ``ablate``, ``boundary``, ``target`` or ``mirror``.
         amount: of ``boundary`` the margin, of ``target`` the safety logit, of ``mirror`` alpha; ``ablate`` has none.
         control: move every row equally far along this direction instead.
     """
