@@ -21,7 +21,8 @@ NEAR = 0.035  # labels of points closer than this are written as one
 
 
 def section(results: dict[str, Any]) -> Section | None:
-    arms = [arm for arm in theme.sort_arms(list(results.get("behaviour") or {})) if _point(results, arm) is not None]
+    results = results | {"behaviour": _steered(results) | (results.get("behaviour") or {})}
+    arms = [arm for arm in theme.sort_arms(list(results["behaviour"])) if _point(results, arm) is not None]
     if len(arms) < 3:
         return None
     front = pareto_front({arm: _point(results, arm) for arm in arms})  # type: ignore[misc]
@@ -42,6 +43,13 @@ def section(results: dict[str, Any]) -> Section | None:
         keys=[Key(words, "ink", mark) for limit, _, mark, words in MARKS if limit in used],
         tables=[_table(results, arms, front)],
     )
+
+
+def _steered(results: dict[str, Any]) -> dict[str, Any]:
+    """The chosen point of a steering study as an arm."""
+    chosen = results.get("steering_chosen") or {}
+    cell = (results.get("steering") or {}).get("add", {}).get(chosen.get("layers"), {}).get(chosen.get("dose"))
+    return {"agent+steer": cell} if cell else {}
 
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:

@@ -41,3 +41,13 @@ def test_arms_without_both_numbers_are_left_out_and_two_are_no_figure():
     half = {"harmful": cell["harmful"]}
     assert pareto.section({"behaviour": {"a": cell, "b": cell, "c": half}}) is None
     assert pareto.section({}) is None
+
+
+def test_the_chosen_steering_is_an_arm():
+    results = {
+        "behaviour": {"agent": arm(0.0, 0.9), "agent+prefix": arm(0.9, 0.9)},
+        "steering": {"add": {"0-3": {"0.2": arm(0.95, 0.9), "0.4": arm(1.0, 0.1)}}},
+        "steering_chosen": {"layers": "0-3", "dose": "0.2"},
+    }
+    section = pareto.section(results)
+    assert section is not None and [row[0] for row in section.tables[0].rows][-1] == "3  agent+steer *"
