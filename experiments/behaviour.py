@@ -86,7 +86,9 @@ def run_arm(
     for start in range(0, len(todo), CHUNK):
         chunk = todo[start : start + CHUNK]
         # Decisions are written before the episodes: a kill between the two repeats some, it never loses one.
-        session = arm.gate and GateSession(arm.gate, log, header(model, arm, make_env, max_new_tokens))
+        session = None
+        if arm.gate is not None:
+            session = GateSession(arm.gate, log, header(model, arm, make_env, max_new_tokens))
         ran = run_episodes(
             model,
             [records[index] for index in chunk],

@@ -52,7 +52,9 @@ def gates_command(
     prefix = prefix.replace("\\n", "\n")
     if prefix.lstrip().startswith("#") and not prefix.endswith("\n"):
         prefix += "\n"
-    sets = [read_tasks(spec, limit) for spec, limit in ((train, n_train), (validation, n_validation), (tasks, n))]
+    training, choosing, shown = (
+        read_tasks(spec, limit) for spec, limit in ((train, n_train), (validation, n_validation), (tasks, n))
+    )
     run = Run(out, say)
     model = open_model(model_name, chat_template)
     prompts = PromptCache(model)
@@ -69,9 +71,9 @@ def gates_command(
                 journal=run.folder / "generations.jsonl", prompts=prompts, progress=advance,
             )  # fmt: skip
 
-    shown = own_demonstrations(sets[0], episodes(Arm("agent"), sets[0])) if jailbreak else ()
+    attack = own_demonstrations(training, episodes(Arm("agent"), training)) if jailbreak else ()
     sections, found = gating_study(
-        model, *sets, environment_for, episodes, prefix, directions=directions, jailbreak=shown,
+        model, training, choosing, shown, environment_for, episodes, prefix, directions=directions, jailbreak=attack,
         settings=Settings(fpr, n_choice, random_draws, hysteresis or None, seed), say=say,
     )  # fmt: skip
     for name, gate in found.items():

@@ -139,7 +139,8 @@ def fit_gate(
     if apart[0] & apart[1] or apart[0] & apart[2] or apart[1] & apart[2]:
         raise UserError("gate: training, selection and calibration share tasks; give sets that do not overlap")
     data = [features(model, one) for one in (train, selection, calibration)]
-    probes, candidates = {}, []
+    probes: dict[str, LayerProbes] = {}
+    candidates: list[dict[str, Any]] = []
     for name in READINGS:
         probes[name] = LayerProbes.fit(
             data[0][name], train.row_labels(), groups=train.row_groups(), seed=seed, meta={"reading": name}
@@ -148,9 +149,9 @@ def fit_gate(
             if highest is not None and layer > highest:
                 continue
             scores = selection.largest(probes[name].logits(data[1][name][layer], layer))
-            caught = tpr_at_fpr(scores, selection.harmful, fpr, seed=seed)
+            tpr = tpr_at_fpr(scores, selection.harmful, fpr, seed=seed)
             area = auroc_value(scores, selection.harmful)
-            candidates.append({"reading": name, "layer": layer, "tpr": caught.to_dict(), "auroc": area})
+            candidates.append({"reading": name, "layer": layer, "tpr": tpr.to_dict(), "auroc": area})
     best = max(candidates, key=lambda one: (one["tpr"]["value"], one["auroc"], -one["layer"]))
     name, layer = best["reading"], best["layer"]
     where, pooling, _ = READINGS[name]

@@ -161,7 +161,7 @@ def gating_study(
     robust = {arm.name: evaluate(attacked(arm, jailbreak), harmful)["harmful"] for arm in arms} if jailbreak else {}
     effect = reference_coherence(model, test, ran["agent"])
     effects = {arm.name: effect(arm.live_edits()) for arm in arms if arm.edits} if effect else {}
-    gates = {
+    gates: dict[str, Any] = {
         "points": {
             "agent+gated-prefix": _facts(free), "agent+gated-steer": _facts(low), "agent+cast": _cast_facts(cast),
         },
