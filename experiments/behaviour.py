@@ -11,17 +11,20 @@ from typing import Any
 from experiments.agents.judges import MODES
 from experiments.agents.records import LABELS, Record
 from experiments.agents.rollout import Episode, MakeEnvironment, environment_name, run_episodes
+from experiments.replay import header
 from interp.errors import UserError
 from interp.io import append_jsonl, read_journal, sha256_of
 from interp.model import HookedModel
 from interp.prefill import PromptCache
 from probes.statistics import paired_difference, rate
+from steering.decisions import GateSession
 from steering.injection import Arm
 
 # rates[label][judge][rate] = {"value", "ci", "n", "n_missing"}
 Rates = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 CHUNK = 128  # episodes between two entries in the journal
+DECISIONS = "decisions.jsonl"  # beside the journal: what the gates of its arms decided
 
 
 def evaluate_arm(
@@ -64,7 +67,8 @@ def run_arm(
     """Episodes in the order of ``records``; those the journal already holds are read, not run.
 
     A logged episode counts as the same one if model, template, arm, task and limits are the same by content.
-    The log holds ids and continuations, never an instruction.
+    The log holds ids and continuations, never an instruction. What the arm's gate decides is appended to
+    ``decisions.jsonl`` beside it.
     """
     settings = sha256_of(
         [
@@ -78,8 +82,13 @@ def run_arm(
     if progress is not None and episodes:
         progress(sum(key in episodes for key in keys))
     todo = [index for index, key in enumerate(keys) if key not in episodes]
+    log = None if journal is None else Path(journal).with_name(DECISIONS)
     for start in range(0, len(todo), CHUNK):
         chunk = todo[start : start + CHUNK]
+        # Decisions are written before the episodes: a kill between the two repeats some, it never loses one.
+        session = None
+        if arm.gate is not None:
+            session = GateSession(arm.gate, log, header(model, arm, make_env, max_new_tokens))
         ran = run_episodes(
             model,
             [records[index] for index in chunk],
@@ -88,6 +97,7 @@ def run_arm(
             max_turns=max_turns,
             max_new_tokens=max_new_tokens,
             prompts=prompts,
+            session=session,
             progress=progress,
         )
         done = {keys[index]: episode for index, episode in zip(chunk, ran, strict=True)}

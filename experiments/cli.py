@@ -218,25 +218,89 @@ def steer(
     model: Model,
     probes: Annotated[Path, typer.Option("--probes", help="Folder written by `pingscope probe`.")],
     tasks: TasksFile,
+    validation: Annotated[
+        str, typer.Option("--validation", help="Tasks on which the point is chosen; other ones than --tasks.")
+    ] = "",
     out: Out = Path("runs/steer"),
-    layers: Layers = "all",
+    layers: Annotated[str, typer.Option("--layers", help="all: chosen among layer sets; or one set: 2-3.")] = "all",
     dose: Annotated[
         list[float] | None, typer.Option("--dose", help="Units of the mean residual norm; repeatable.")
     ] = None,
-    random_draws: Annotated[int, typer.Option("--random-draws", min=1)] = 3,
+    place: Annotated[
+        list[str] | None, typer.Option("--place", help="Selection to steer, e.g. final; repeatable.")
+    ] = None,
+    random_draws: Annotated[int, typer.Option("--random-draws", min=1)] = 5,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="The full sweep instead of successive halving.")
+    ] = False,
+    n_choice: Annotated[int, typer.Option("--n-choice", min=4, help="Tasks per label behind the choice.")] = 40,
     limit: Limit = 0,
     max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     chat_template: Template = None,
 ) -> None:
-    """Dose × layer ablation of steering at the final token, with norm-matched random directions."""
+    """Dose × layers × place of steering, with norm-matched random directions and a shuffled-label probe's."""
     from experiments.commands import steer_command
 
     steer_command(
-        model, probes, tasks, out, layers, dose or [0.05, 0.1, 0.15, 0.2, 0.25], random_draws, limit,
-        max_turns, max_new_tokens, seed, chat_template,
+        model, probes, tasks, validation, out, layers, dose or [0.05, 0.1, 0.15, 0.2, 0.25],
+        place or ["final", "final | generated[0:]"], random_draws, exhaustive, n_choice, limit, max_turns,
+        max_new_tokens, seed, chat_template,
     )  # fmt: skip
+
+
+@app.command()
+def gates(
+    model: Model,
+    prefix: Annotated[str, typer.Option("--prefix", help="The response prefix to be gated (\\n: a line end).")],
+    train: Annotated[str, typer.Option("--train", help="Tasks that train the gate's probe.")] = "organism:train",
+    validation: Annotated[
+        str, typer.Option("--validation", help="Tasks that give threshold, layers and doses.")
+    ] = "organism:validation",
+    tasks: TasksFile = "organism:test",
+    probes: Annotated[
+        Path | None, typer.Option("--probes", help="A probe's directions to steer along, beside the gate's own.")
+    ] = None,
+    out: Out = Path("runs/gates"),
+    fpr: Annotated[float, typer.Option("--fpr", help="False-positive rate stated, per episode.")] = 0.01,
+    hysteresis: Annotated[
+        float, typer.Option("--hysteresis", min=0, help="Logits below the threshold at which an open gate closes.")
+    ] = 0.0,
+    random_draws: Annotated[int, typer.Option("--random-draws", min=1)] = 5,
+    n_train: Annotated[int, typer.Option("--n-train", min=4, help="Training tasks per label.")] = 100,
+    n_validation: Annotated[int, typer.Option("--n-validation", min=4, help="Validation tasks per label.")] = 200,
+    n_choice: Annotated[int, typer.Option("--n-choice", min=4, help="Tasks per label behind each choice.")] = 40,
+    n: Annotated[int, typer.Option("--n", "--limit", min=0, help="Tasks per label that are reported.")] = 200,
+    jailbreak: Annotated[
+        bool, typer.Option("--jailbreak/--no-jailbreak", help="Also run every arm under a few-shot jailbreak.")
+    ] = True,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 40,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat_template: Template = None,
+) -> None:
+    """Gated steering and gated prefix against ungated steering, CAST, Any-Depth Alignment and random directions."""
+    from experiments.gate_commands import gates_command
+
+    gates_command(
+        model, prefix, train, validation, tasks, probes, out, fpr, hysteresis, random_draws, n_train, n_validation,
+        n_choice, n, jailbreak, max_turns, max_new_tokens, seed, chat_template,
+    )  # fmt: skip
+
+
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(help="decisions.jsonl of a run.")],
+    model: Model,
+    tasks: Annotated[list[str], typer.Option("--tasks", help="Tasks of the run; repeatable.")],
+    limit: Limit = 0,
+    chat_template: Template = None,
+) -> None:
+    """Recompute every score of a gate's decision log and compare it to the bit; exits 2 on a mismatch."""
+    from experiments.gate_commands import replay_command
+
+    replay_command(log, model, tasks, limit, chat_template)
 
 
 @app.command()
@@ -244,6 +308,12 @@ def inject(
     model: Model,
     text: Annotated[str, typer.Option("--text", help="The text to inject.")],
     tasks: TasksFile,
+    demonstrations: Annotated[
+        Path | None, typer.Option("--demonstrations", help="JSONL of user and assistant: the few-shot safety arm.")
+    ] = None,
+    jailbreak: Annotated[
+        Path | None, typer.Option("--jailbreak", help="JSONL of user and assistant: demonstrations of compliance.")
+    ] = None,
     out: Out = Path("runs/inject"),
     limit: Limit = 0,
     max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
@@ -251,10 +321,12 @@ def inject(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     chat_template: Template = None,
 ) -> None:
-    """Prefix against suffix against the other arms, with the same text."""
+    """Prefix against suffix against the other arms, with the same text; and each under a few-shot jailbreak."""
     from experiments.commands import inject_command
 
-    inject_command(model, text, tasks, out, limit, max_turns, max_new_tokens, seed, chat_template)
+    inject_command(
+        model, text, tasks, demonstrations, jailbreak, out, limit, max_turns, max_new_tokens, seed, chat_template
+    )
 
 
 @app.command()

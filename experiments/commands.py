@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from experiments.tables import behaviour_table, percent, print_table, signed
 from interp.errors import UserError
 from interp.io import atomic_write, write_json
 from interp.model import HookedModel, load_model
+from interp.prefill import PromptCache
 from steering.injection import SAFETY_SYSTEM, Arm, comparison_arms
 from steering.phrases import shuffled_words
 
@@ -110,13 +111,19 @@ def _arm(name: str, text: str) -> Arm:
 
 
 def _episodes(
-    run: Run, model: HookedModel, records: Sequence[Record], arm: Arm, max_turns: int, max_new_tokens: int
+    run: Run,
+    model: HookedModel,
+    records: Sequence[Record],
+    arm: Arm,
+    max_turns: int,
+    max_new_tokens: int,
+    prompts: PromptCache | None = None,
 ) -> list[Any]:
     with bar(arm.name, len(records)) as advance:
         return run_arm(
             model, records, arm, environment_for,
             max_turns=max_turns, max_new_tokens=max_new_tokens,
-            journal=run.folder / "generations.jsonl", progress=advance,
+            journal=run.folder / "generations.jsonl", prompts=prompts, progress=advance,
         )  # fmt: skip
 
 
@@ -293,49 +300,77 @@ def steer_command(
     model_name: str,
     probes_path: Path,
     tasks: str,
+    validation: str,
     out: Path,
     layers: str,
     doses: Sequence[float],
+    places: Sequence[str],
     random_draws: int,
+    exhaustive: bool,
+    n_choice: int,
     limit: int,
     max_turns: int,
     max_new_tokens: int,
     seed: int,
     chat_template: Path | None,
 ) -> None:
-    from experiments.steering_ablation import sweep
+    from experiments.agents.loaders import deduplicate
+    from experiments.steering_ablation import Sizes, control_directions, layer_sets, set_name, steering_study
+    from experiments.steering_inputs import reference_coherence, shuffled_direction
     from experiments.tracking import residual_norms
-    from interp.selection import resolve_layers
+    from interp.selection import parse, resolve_layers
     from probes.logistic import LayerProbes
-    from steering.directions import from_probes, random_like
+    from steering.directions import from_probes
 
     records = read_tasks(tasks, limit)
-    direction = from_probes(LayerProbes.load(probes_path))
+    # Without tasks of its own the choice gets every other one: what it found is never reported on what it saw.
+    choosing = read_tasks(validation, n_choice) if validation else records[1::2]
+    shown = deduplicate(records, choosing)
+    if not shown:
+        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    places = [str(parse(place)) for place in places]
+    probes = LayerProbes.load(probes_path)
+    direction = from_probes(probes)
     run = Run(out, say)
     model = open_model(model_name, chat_template)
-    _check_width(direction.vectors[direction.layers[0]].shape[0], model, probes_path)
+    check_width(direction.vectors[direction.layers[0]].shape[0], model, probes_path)
     wanted = tuple(resolve_layers(layers, model.n_layers))
-    name = f"{wanted[0]}-{wanted[-1]}" if len(wanted) > 1 else str(wanted[0])
-    norms = residual_norms(model, records, list(wanted))
+    sets = layer_sets(model.n_layers) if layers == "all" else {set_name(wanted): wanted}
+    norms = residual_norms(model, choosing)
+    prompts = PromptCache(model)
+
+    def episodes(arm: Arm, records: Sequence[Record]) -> list[Any]:
+        return _episodes(run, model, records, arm, max_turns, max_new_tokens, prompts)
 
     def evaluate(arm: Arm, records: Sequence[Record]) -> Any:
-        return rates(_episodes(run, model, records, arm, max_turns, max_new_tokens))
+        return rates(episodes(arm, records))
 
-    plain = evaluate(Arm("agent"), records)
-    steering = {"add": sweep(direction, norms, {name: wanted}, doses, evaluate, records, "agent+steer")}
-    for draw in range(random_draws):
-        control = random_like(direction, seed + draw)
-        steering[f"random-{draw}"] = sweep(
-            control, norms, {name: wanted}, doses, evaluate, records, "agent+random-steer"
-        )
-    table = {"agent": plain} | {
-        f"{operator} {dose}": cell for operator, cells in steering.items() for dose, cell in cells[name].items()
+    plain = episodes(Arm("agent"), shown)
+    shuffled = shuffled_direction(model, choosing, probes, seed)
+    sections = steering_study(
+        direction, control_directions(direction, random_draws, seed, shuffled), norms, sets, doses, evaluate,
+        choosing, shown, places=places, sizes=Sizes(validation=n_choice, curve=0, control_curve=0),
+        coherence=reference_coherence(model, shown, plain), exhaustive=exhaustive,
+    )  # fmt: skip
+    chosen = sections["steering_chosen"]
+    table = {"agent": rates(plain)} | {
+        f"{operator} {dose}": cell
+        for operator, cells in sections["steering"].items()
+        for dose, cell in cells[chosen["layers"]].items()
     }
     behaviour_table(table)
-    write_results(out, model, {"behaviour": {"agent": plain}, "steering": steering})
+    kl = {dose: f"{effect['kl']['value']:.3f}" for dose, effect in sections["steering_coherence"].items()}
+    search = sections["steering_validation"]["add"]
+    say(
+        f"chosen on validation: layers {chosen['layers']}, dose {chosen['dose']}, {chosen['place']}; selectivity "
+        f"{chosen['selectivity_on_validation']:.2f} there, {chosen['selectivity_on_test']:.2f} on the tasks reported"
+    )
+    say(f"search: {search['spent']} of the {search['full']} runs per label of the full sweep")
+    say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
+    write_results(out, model, {"behaviour": {"agent": rates(plain)}, **sections})
 
 
-def _check_width(width: int, model: HookedModel, probes_path: Path) -> None:
+def check_width(width: int, model: HookedModel, probes_path: Path) -> None:
     if width != model.d_model:
         raise UserError(
             f"{probes_path}: probes of width {width}, but {model.name} has d_model {model.d_model}; "
@@ -347,6 +382,8 @@ def inject_command(
     model_name: str,
     text: str,
     tasks: str,
+    demonstrations: Path | None,
+    jailbreak: Path | None,
     out: Path,
     limit: int,
     max_turns: int,
@@ -354,11 +391,16 @@ def inject_command(
     seed: int,
     chat_template: Path | None,
 ) -> None:
+    from experiments.demonstrations import COMPLIANCE, REFUSALS, read_demonstrations
+    from experiments.first_token import first_token_mass
     from experiments.organism.comments import neutral_comments
+    from steering.injection import attacked
 
     if not text.strip():
         raise UserError("--text: is empty; give the text to inject")
     records = read_tasks(tasks, limit)
+    safe = read_demonstrations(demonstrations) if demonstrations else REFUSALS
+    compliant = read_demonstrations(jailbreak) if jailbreak else COMPLIANCE
     run = Run(out, say)
     model = open_model(model_name, chat_template)
 
@@ -367,16 +409,48 @@ def inject_command(
 
     arms = comparison_arms(
         text, neutral=neutral_comments(text, 2, count), shuffled=[shuffled_words(text, random.Random(seed))],
-        models=("agent",),
+        demonstrations=safe, models=("agent",),
     )  # fmt: skip
-    episodes = {arm.name: _episodes(run, model, records, arm, max_turns, max_new_tokens) for arm in arms}
+    harmful = [record for record in records if record.label == "harmful"]
+    attacks = [attacked(arm, compliant) for arm in arms] if harmful else []
+    prompts = PromptCache(model)
+    episodes = {arm.name: _episodes(run, model, records, arm, max_turns, max_new_tokens, prompts) for arm in arms}
+    episodes |= {arm.name: _episodes(run, model, harmful, arm, max_turns, max_new_tokens, prompts) for arm in attacks}
     behaviour = {name: rates(ran) for name, ran in episodes.items()}
-    paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name != "agent"}
+    # An attacked arm is compared with the same arm unattacked, every other one with the bare agent.
+    by_id = {name: {episode.id: episode for episode in ran} for name, ran in episodes.items()}
+    paired = {
+        name: compare(
+            ran, [by_id[name.removesuffix("+jailbreak") if "jailbreak" in name else "agent"][e.id] for e in ran]
+        )
+        for name, ran in episodes.items()
+        if name != "agent"
+    }
+    mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
     behaviour_table(behaviour)
+    _paired_table(paired, mass)
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
-    write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection})
+    write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass})
+
+
+PAIRED = (("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate"))
+
+
+def _paired_table(paired: Mapping[str, Any], mass: Mapping[str, Any]) -> None:
+    """Differences on the same tasks in points, McNemar's p, and where the first token's probability lies."""
+    rows = []
+    for arm, cells in paired.items():
+        row = [arm]
+        for label, name in PAIRED:
+            cell = cells.get(label, {}).get("strict", {}).get(name)
+            known = cell is not None and cell["value"] is not None
+            row.append(f"{100 * cell['value']:+.0f} (p {cell['p_value']:.2g})" if known else "–")
+        first = mass.get(arm, {}).get("harmful", {}).get("refusal")
+        rows.append([*row, percent(first)])
+    head = ["arm", "harmful refused", "benign done", "look-alike refused", "refusal starts, harmful"]
+    print_table(head, rows, "points against the agent on the same tasks (attacked arms: against the arm unattacked)")
 
 
 def search_command(

@@ -57,8 +57,12 @@ class Search(_Strict):
 
 class Steering(_Strict):
     doses: list[float] = Field([0.05, 0.1, 0.15, 0.2, 0.25], description="units of the layer's mean residual norm")
-    random_draws: int = Field(3, ge=1)
+    places: list[str] = Field(["final"], description="selections that are steered; the best is chosen too")
+    random_draws: int = Field(5, ge=1, description="norm-matched random directions, beside a shuffled-label probe's")
     n_validation: int = Field(40, ge=4, description="tasks per label behind the choice of layers and dose")
+    n_curve: int = Field(
+        30, ge=4, description="test tasks per label at doses not chosen, and for the controls (harmful ones alone)"
+    )
 
 
 class Mechanism(_Strict):

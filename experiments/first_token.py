@@ -9,6 +9,7 @@ import torch
 
 from experiments.agents.judges import token_classes
 from experiments.agents.records import Record
+from interp.errors import UserError
 from interp.model import HookedModel
 from probes.statistics import mean
 from steering.injection import Arm
@@ -27,11 +28,13 @@ def first_token_mass(
         examples: beginnings of ``refusals``, ``actions`` and ``comments`` in the model's own action language;
             default: common ones.
     """
+    if arm.gate is not None and arm.prefix:
+        raise UserError(f"first tokens: arm {arm.name!r} puts its prefix in after the prompt; give the prefix ungated")
     classes = token_classes(model.tokenizer, **(examples or {}))
     mass: dict[str, dict[str, dict[str, Any]]] = {}
     for label in dict.fromkeys(record.label for record in records):
         rows = [model.render(arm.apply(record.prompt())) for record in records if record.label == label]
-        probability = model.next_token_logits(rows, arm.edits).softmax(-1)
+        probability = model.next_token_logits(rows, arm.live_edits()).softmax(-1)
         by_class = {name: probability[:, list(ids)].sum(-1) for name, ids in classes.items()}
         by_class["other"] = 1 - torch.stack(list(by_class.values())).sum(0)
         mass[label] = {name: mean(values.double().numpy(), seed=seed).to_dict() for name, values in by_class.items()}

@@ -62,7 +62,7 @@ def _steering(runs: list[dict[str, Any]]) -> list[list[str]]:
         chosen = run["steering_chosen"]
         cells = {operator: grid[chosen["layers"]][chosen["dose"]] for operator, grid in run["steering"].items()}
         worst = max(
-            (cell["harmful"]["strict"]["refusal_rate"] for name, cell in cells.items() if name != "add"),
+            (cell["harmful"]["strict"]["refusal_rate"] for name, cell in cells.items() if name.startswith("random")),
             key=lambda rate: rate["value"],
         )
         rows[0].append(f"{chosen['layers']}, {chosen['dose']}")

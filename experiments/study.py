@@ -32,7 +32,8 @@ from experiments.organism.comments import neutral_comments
 from experiments.prefix_search import search_prefix
 from experiments.progress import bar, say
 from experiments.run import Run, peak_memory_mb
-from experiments.steering_ablation import steering_study
+from experiments.steering_ablation import Sizes, control_directions, layer_sets, steering_study
+from experiments.steering_inputs import reference_coherence, shuffled_direction
 from experiments.tracking import final_gap, residual_norms, track
 from figures.report import build_report
 from interp.io import sha256_of, write_json
@@ -237,18 +238,21 @@ def steering_stage(bench: Bench) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         choosing = take(bench.validation, config.steering.n_validation)
-        before = evaluate(Arm("agent"), choosing)["benign"]["strict"]["success_rate"]["value"]
+        shuffled = shuffled_direction(bench.agent, bench.chat, probes, config.seed)
+        n = config.steering.n_curve
         return steering_study(
             direction,
+            control_directions(direction, config.steering.random_draws, config.seed, shuffled),
             residual_norms(bench.agent, choosing),
-            bench.agent.n_layers,
+            layer_sets(bench.agent.n_layers),
             config.steering.doses,
-            config.steering.random_draws,
             evaluate,
             choosing,
             bench.test,
-            before or 0.0,
-            config.seed,
+            places=config.steering.places,
+            # The controls' question is whether harmful tasks are refused; benign ones would cost twice as much again.
+            sizes=Sizes(config.steering.n_validation, n, n, 2 * n, ("harmful",)),
+            coherence=reference_coherence(bench.agent, bench.test, bench.episodes(Arm("agent"), bench.test)),
         )
 
     inputs = bench.identity(steering=config.steering.model_dump(), probes=sha256_of(probes.directions.tobytes()))

@@ -72,7 +72,7 @@ def track(
     Raises:
         UserError: arms with edits, no harmful or no benign chat prompt, and whatever extraction refuses.
     """
-    steered = [arm.name for arm in arms if arm.edits]
+    steered = [arm.name for arm in arms if arm.edits or arm.gate]
     if steered:
         raise UserError(f"track: arm {steered[0]!r} edits activations; track only arms that change the text")
     wanted = resolve_layers(layers, models[arms[0].model].n_layers)

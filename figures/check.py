@@ -25,6 +25,8 @@ SECTIONS: dict[str, Any] = {
     "patching": dict,
     "restoration": dict,
     "steering": dict,
+    "steering_coherence": dict,
+    "gates": dict,
     "injection": dict,
     "search": dict,
     "claims": list,

@@ -21,6 +21,7 @@ from figures import (
     finetuning,
     first_token,
     injection,
+    pareto,
     patching,
     probing,
     restoration,
@@ -48,6 +49,7 @@ DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
     "detectors": detectors.section,
     "steering": steering.section,
     "injection": injection.section,
+    "behaviour (trade-off)": pareto.section,
     "search": search.section,
     "dose_response": finetuning.section,
 }

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from figures import theme
 from figures.marks import band, curve
-from figures.numbers import bounds, count, number, percent, rate, sort_layers, values
+from figures.numbers import bounds, count, number, percent, plain, rate, sort_layers, values
 from figures.section import Control, Key, Panel, Section, Table
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
@@ -53,7 +53,7 @@ def section(results: dict[str, Any]) -> Section | None:
             Key(WORDS["benign"], "benign", "dash"),
             *([Key("harmful tasks refused, random directions", "control", "band")] if controls else []),
         ],
-        tables=[_table(steering, operators + controls)],
+        tables=[_table(steering, operators + controls), *_side_effects(results)],
         columns=min(2, len(panels)),
     )
 
@@ -136,3 +136,24 @@ def _table(steering: dict[str, Any], operators: list[str]) -> Table:
                 rows.append([operator, layer.replace("-", "–"), f"{float(dose):g}", *shares, count(harmful)])
     head = ["Operator", "Layers", "Dose", "Harmful refused", "Look-alike refused", "Benign done", "n"]
     return Table("Every dose and layer, with 95% intervals.", head, rows, folded=True)
+
+
+def _side_effects(results: dict[str, Any]) -> list[Table]:
+    """What each dose does to benign text that should stay as it is."""
+    effects = results.get("steering_coherence") or {}
+    if not effects:
+        return []
+    chosen = results.get("steering_chosen") or {}
+    rows = [
+        [
+            f"{float(dose):g}" + (" (chosen)" if dose == chosen.get("dose") else ""),
+            plain(effects[dose]["kl"], 3),
+            plain(effects[dose]["perplexity"]),
+            plain(effects[dose]["perplexity_before"]),
+            count(effects[dose]["kl"]),
+        ]
+        for dose in sorted(effects, key=float)
+    ]
+    head = ["Dose", "KL, nats a token", "Perplexity", "Perplexity, unsteered", "n"]
+    where = f", layers {chosen['layers']}, {chosen['place']}" if "place" in chosen else ""
+    return [Table(f"Side effects on the agent’s own benign answers{where}.", head, rows, folded=True)]

@@ -42,13 +42,15 @@ PALETTE: dict[str, tuple[str, str]] = {
     "steer": ("#5748ad", "#a79bf2"),
     "random-steer": ("#a39cc9", "#837cb0"),
     "gated-steer": ("#2d2575", "#c9c2ff"),
+    "cast": ("#8c3f6b", "#d68fb3"),
+    "any-depth": ("#2f6b3a", "#7fbf8c"),
     "other": ("#6d7681", "#98a1ab"),
 }
 
 ARM_ORDER = (
     "base", "base+neutral-prefix", "base+prefix", "agent", "agent+prefix", "agent+gated-prefix", "agent+suffix",
     "agent+system", "agent+fewshot", "agent+naive", "agent+neutral-prefix", "agent+shuffled-prefix", "agent+steer",
-    "agent+gated-steer", "agent+random-steer",
+    "agent+gated-steer", "agent+cast", "agent+any-depth", "agent+random-steer",
 )  # fmt: skip
 LABELS = {"harmful": "harmful", "lookalike": "look-alike", "benign": "benign"}
 SYMBOLS = {"harmful": "circle", "lookalike": "diamond", "benign": "square"}
@@ -71,8 +73,9 @@ def colour(name: str, opacity: float = 1.0) -> str:
 def arm_key(arm: str) -> str:
     """The palette name of an arm; an arm the house does not know gets the neutral ``other``."""
     model, _, lever = arm.partition("+")
-    if lever == "shuffled-prefix":
-        lever = "neutral-prefix"
+    lever = {"shuffled-prefix": "neutral-prefix", "suffix-bare": "suffix", "paper-steer": "random-steer"}.get(
+        lever, lever
+    )
     if model == "base":
         return "base"
     name = lever or model

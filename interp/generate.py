@@ -13,7 +13,8 @@ from torch import Tensor
 from interp.batching import token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.hooks import Edit, check_edits, matches
+from interp.forced import Given, decode
+from interp.hooks import Condition, Edit, Watch, check_edits, live_edits
 from interp.model import TOKEN_BUDGET, HookedModel
 from interp.prefill import PromptCache
 
@@ -31,6 +32,14 @@ class Generation:
     finished: bool
 
 
+@dataclass(frozen=True)
+class GatedPrefix:
+    """Tokens put before the answer of those rows on which ``when`` is open at the end of the prompt."""
+
+    when: Condition
+    ids: tuple[int, ...]
+
+
 def generate(
     model: HookedModel,
     rows: Sequence[Rendered],
@@ -43,6 +52,8 @@ def generate(
     use_cache: bool = True,
     prefill_chunk: int | None = None,
     prompts: PromptCache | None = None,
+    prefix: GatedPrefix | None = None,
+    said: Sequence[tuple[int, ...]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """Continue every row, in the order given; greedy unless ``temperature`` is positive.
@@ -56,6 +67,8 @@ def generate(
         use_cache: keep keys and values; without, every new token runs the whole text again.
         prefill_chunk: read prompts in pieces of so many tokens, which bounds the memory of long ones.
         prompts: keeps what was read of these prompts for the next call, where arms share them.
+        prefix: decided on in the pass that reads the prompt; an edit counts its tokens as generated ones.
+        said: of every row the tokens it is to say, instead of its own; the passes are those of an answer of its own.
         progress: called with the number of prompts just finished.
 
     Raises:
@@ -67,19 +80,34 @@ def generate(
     # The last new token is never fed back, so no edit can reach it.
     check_edits(model, edits, rows, new_tokens=max_new_tokens - 1)
     ends = end_ids(model)
+    stepwise = temperature == 0 and use_cache and prefill_chunk is None
+    if (prefix or said) and not stepwise:
+        raise UserError("generate: a gated prefix or given answers need greedy decoding with a cache, without chunks")
+    if prefix is not None and bool(prefix.when.where.generated_mask(torch.arange(max_new_tokens)).any()):
+        raise UserError(
+            f"generate: the prefix's gate reads '{prefix.when.where}'; it has to decide on the prompt alone"
+        )
+    stepwise = stepwise and bool(prefix or said is not None or any(e.when is not None for e in edits))
     settings = _settings(model, max_new_tokens, temperature, ends, use_cache, prefill_chunk)
     out: list[Generation | None] = [None] * len(rows)
     for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
         batch = model.batch([rows[i] for i in order], side="left")
-        live = [e for e in edits if matches(e.where, batch.rows, max_new_tokens - 1)]
-        past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed + number)
-            new = model.continuations(batch, settings, live, past)
-        for i, said in zip(order, new.tolist(), strict=True):
-            end = next((k for k, token in enumerate(said) if token in ends), None)
-            ids = tuple(said[:end])
+        live = live_edits(edits, batch.rows, max_new_tokens - 1)
+        if stepwise:
+            spoken = decode(
+                model, batch, _starts(order, prefix, said), max_new_tokens, ends, live, (prefix.when,) if prefix else ()
+            )
+        else:
+            # What a gate reads must not be skipped.
+            shared = prompts if use_cache and not prefill_chunk and all(e.when is None for e in live) else None
+            past = shared.past(batch.rows, live) if shared else None
+            devices = [model.device] if model.device.type == "cuda" else []
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                torch.manual_seed(seed + number)
+                spoken = model.continuations(batch, settings, live, past).tolist()
+        for i, new in zip(order, spoken, strict=True):
+            end = next((k for k, token in enumerate(new) if token in ends), None)
+            ids = tuple(new[:end])
             text = model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             out[i] = Generation(rows[i].id, text, ids, end is not None)
         if progress is not None:
@@ -115,6 +143,19 @@ def end_ids(model: HookedModel) -> list[int]:
     if ends is None:
         ends = getattr(model.tokenizer, "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _starts(order: Sequence[int], prefix: GatedPrefix | None, said: Sequence[tuple[int, ...]] | None) -> Given:
+    """The tokens that each row of a batch starts with, once its prompt has been read."""
+
+    def given(watches: Sequence[Watch]) -> list[tuple[int, ...]]:
+        starts = [() if said is None else said[i] for i in order]
+        if prefix is None:
+            return starts
+        opened = watches[0].opened.tolist()
+        return [prefix.ids + start if flag else start for flag, start in zip(opened, starts, strict=True)]
+
+    return given
 
 
 def _settings(

@@ -39,19 +39,53 @@ class Handle(Protocol):
     def remove(self) -> None: ...
 
 
+@runtime_checkable
+class Watch(Protocol):
+    """Follows one batch: reads the stream at a condition's layer and tokens, and says where it is open."""
+
+    def see(self, rows: Tensor, positions: Tensor, states: Tensor) -> None:
+        """Row number and absolute position of every token read in this pass, and its state (token, d_model)."""
+
+    def open(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """One flag a token, by its row and position. Every row is closed before its first evidence."""
+
+    @property
+    def opened(self) -> Tensor:
+        """One flag a row: where the latest decision was to open."""
+
+
+@runtime_checkable
+class Condition(Protocol):
+    """Decides, row by row and in the same forward pass, whether an edit is applied. See :mod:`steering.gates`."""
+
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def where(self) -> Selection: ...
+
+    def watch(self, rows: Sequence[Rendered]) -> Watch:
+        """A fresh watch over one batch, in its order of rows."""
+
+    def identity(self) -> list[Any]:
+        """What the condition is, as data to hash."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """Replace the residual stream after ``layer`` by ``fn`` of itself at the selected tokens.
 
     ``fn`` takes and returns (row, d_model), one row per selected token, and must not change its input.
     Layer -1 is the stream before block 0. ``part`` edits what a component of that layer writes instead; a row of
-    ``heads`` is what all heads feed to the output projection, (n_heads x head size) wide.
+    ``heads`` is what all heads feed to the output projection, (n_heads x head size) wide. With ``when`` the edit
+    touches only the rows on which that condition is open (:func:`check_conditions`: which placements are possible).
     """
 
     layer: int
     where: Selection
     fn: Callable[[Float[Tensor, "row width"]], Float[Tensor, "row width"]]
     part: Part = "residual"
+    when: Condition | None = None
 
     def bind(self, rows: Sequence[Rendered]) -> Edit:
         """The edit for one batch, in its order of rows; an edit that depends on the prompt overrides this."""
@@ -70,7 +104,8 @@ class Edit:
         """
         draw = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
         made = self.fn(draw * torch.logspace(-2, 2, 16)[:, None])
-        return [self.layer, self.part, str(self.where), sha256_of(made.float().numpy().tobytes())]
+        known = [self.layer, self.part, str(self.where), sha256_of(made.float().numpy().tobytes())]
+        return known if self.when is None else [*known, self.when.identity()]
 
 
 class Stop(Exception):
@@ -157,6 +192,15 @@ def matches(where: Selection, rows: Sequence[Rendered], new_tokens: int = 0) -> 
     )
 
 
+def live_edits(edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens: int = 0) -> list[Edit]:
+    """The edits that can act on ``rows``: their tokens are there, and so are those that their condition reads."""
+    return [
+        e
+        for e in edits
+        if matches(e.where, rows, new_tokens) and (e.when is None or matches(e.when.where, rows, new_tokens))
+    ]
+
+
 def check_edits(model: HookedModel, edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens: int = 0) -> None:
     """Refuse edits that would silently do nothing, before any forward pass."""
     for e in edits:
@@ -164,15 +208,47 @@ def check_edits(model: HookedModel, edits: Sequence[Edit], rows: Sequence[Render
             raise UserError(f"edit at layer {e.layer}: the model has layers 0-{model.n_layers - 1} (and embed, -1)")
         if not matches(e.where, rows, new_tokens):
             raise UserError(f"edit at layer {e.layer}: selection '{e.where}' matches no token of the prompts")
+    check_conditions(edits, rows, new_tokens)
+
+
+def check_conditions(edits: Sequence[Edit], rows: Sequence[Rendered], new_tokens: int = 0) -> None:
+    """Refuse conditional edits that would come before what decides on them, or change what is read.
+
+    A condition is read in the very pass that it decides on. So an edit of prompt tokens lies at the condition's layer
+    or above it. An edit of generated tokens alone may lie at any layer, unless the condition goes on reading generated
+    tokens: it must never read what its own edit did.
+    """
+    for e in edits:
+        if e.when is None:
+            continue
+        gate, name = e.when, f"edit at layer {e.layer} (selection '{e.where}')"
+        if not matches(gate.where, rows, new_tokens):
+            raise UserError(f"{name}: its gate reads '{gate.where}', which matches no token of the prompts")
+        if e.layer > gate.layer or (e.layer == gate.layer and e.part == "residual"):
+            continue
+        of_prompt = any(any(e.where.mask(row)[: row.n_prompt]) for row in rows)
+        streaming = bool(gate.where.generated_mask(torch.arange(max(new_tokens, 1))).any())
+        if of_prompt or streaming:
+            raise UserError(
+                f"{name}: its gate reads layer {gate.layer} and cannot act below it in one pass; edit layers from "
+                f"{gate.layer} on, or 'generated[0:]' behind a gate that reads the prompt alone"
+            )
 
 
 @contextmanager
-def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], new_tokens: int = 0) -> Iterator[None]:
+def edit(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    edits: Sequence[Edit],
+    new_tokens: int = 0,
+    watched: Sequence[Condition] = (),
+) -> Iterator[list[Watch]]:
     """Apply ``edits`` to every forward pass of ``model`` inside the block.
 
     Args:
         rows: the prompts of the batch, in its order; the forward pass must be given their mask if padded.
         new_tokens: how many tokens may be generated after them.
+        watched: conditions to follow though no edit depends on them; the block gives their watches, in this order.
 
     Hooks of this block alone are removed on leaving it, also after an exception. Tensors are never changed in
     place.
@@ -181,15 +257,23 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         UserError: a layer the model lacks, a selection that matches nothing, a forward pass of another batch
             size, or one that skipped positions to be edited (a cache filled beforehand).
     """
-    if not edits:
-        yield
+    if not edits and not watched:
+        yield []
         return
     check_edits(model, edits, rows, new_tokens)
     edits = [e.bind(rows) for e in edits]
-    clock = Clock(model.base, rows, {e.where for e in edits})
+    conditions = list({id(c): c for c in (*(e.when for e in edits), *watched) if c is not None}.values())
+    watches = {id(condition): condition.watch(rows) for condition in conditions}
+    clock = Clock(model.base, rows, {e.where for e in edits} | {c.where for c in conditions})
     expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
     touched = [0] * len(edits)
     handles: list[Handle] = []
+
+    def read(condition: Condition, x: Tensor) -> None:
+        index, _ = clock.selected(condition.where)
+        if len(index[0]):
+            here = tuple(i.to(x.device) for i in index)
+            watches[id(condition)].see(index[0], clock.positions[index], x[here])
 
     def apply(number: int, given: Tensor) -> Tensor | None:
         e = edits[number]
@@ -203,6 +287,11 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
         if not len(index[0]):
             return None
         touched[number] += in_prompt
+        if e.when is not None:
+            acting = watches[id(e.when)].open(index[0], clock.positions[index]).to(index[0].device)
+            if not acting.any():
+                return None
+            index = tuple(i[acting] for i in index)
         index = tuple(i.to(x.device) for i in index)
         old = x[index]
         new = e.fn(old)
@@ -212,9 +301,11 @@ def edit(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit], ne
 
     try:
         handles.append(model.base.register_forward_pre_hook(clock.read, with_kwargs=True))
+        for condition in conditions:  # before the edits: a gate reads its layer as it was
+            handles.append(model.on_residual(condition.layer, partial(read, condition)))
         for number, e in enumerate(edits):
             handles.append(on_part(model, e.layer, e.part, partial(apply, number)))
-        yield
+        yield [watches[id(condition)] for condition in watched]
         for e, done, wanted in zip(edits, touched, expected, strict=True):
             if clock.ticks and done < wanted:
                 raise UserError(

@@ -22,7 +22,7 @@ from interp.chat import Prompt, Rendered
 from interp.check import check_forward
 from interp.errors import UserError
 from interp.families import block_parts, check_layout, find_module, resolve_family, text_config
-from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, matches, on_residual
+from interp.hooks import Edit, Handle, Sink, capture, check_edits, edit, live_edits, on_residual
 from interp.io import sha256_of
 from interp.prefill import PromptCache
 from interp.recent import Recent
@@ -248,7 +248,7 @@ class HookedModel:
 
         The pass ends after the deepest layer. Edits that match nothing here, or come later, are left out.
         """
-        live = [e for e in edits if e.layer <= max(layers) and matches(e.where, batch.rows)]
+        live = live_edits([e for e in edits if e.layer <= max(layers)], batch.rows)
         with self.evaluating(), edit(self, batch.rows, live), capture(self, layers, sink):
             self.base(**self.inputs(batch))
 
@@ -299,7 +299,7 @@ class HookedModel:
         check_edits(self, edits, rows)
         for order in self._orders(rows, token_budget):
             batch = self.batch([rows[i] for i in order], side="left")
-            live = [e for e in edits if matches(e.where, batch.rows)]
+            live = live_edits(edits, batch.rows)
             past = prompts.past(batch.rows, live) if prompts else None
             with torch.no_grad():
                 found = self.last_logits(batch, live, past)

@@ -61,6 +61,11 @@ class Direction:
     def __neg__(self) -> Direction:
         return self * -1.0
 
+    def without(self, other: Direction) -> Direction:
+        """The part at right angles to ``other`` on every layer."""
+        onto, along = other.unit(), self.dot(other.unit())
+        return self - Direction({layer: along[layer] * vector for layer, vector in onto.vectors.items()})
+
     def unit(self) -> Direction:
         """Length 1 on every layer.
 

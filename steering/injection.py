@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from interp.chat import Prompt
-from interp.hooks import Edit
+from interp.errors import UserError
+from interp.hooks import Condition, Edit
 from interp.io import sha256_of
+from interp.model import HookedModel
+from steering.gates import Gate, gated
 
 NAIVE_PREFIX = "I cannot"
 SAFETY_SYSTEM = (
@@ -18,7 +21,12 @@ SAFETY_SYSTEM = (
 
 @dataclass(frozen=True)
 class Arm:
-    """A named condition. ``system`` precedes the task's own (PTST); ``suffix`` comes last in the user turn."""
+    """A named condition. ``system`` precedes the task's own (PTST); ``suffix`` comes last in the user turn.
+
+    Behind a ``gate`` the edits and the prefix act only on rows that it opens; the prefix then needs a gate that reads
+    the prompt alone. ``header_after`` puts the model's own generation prompt in again after so many response tokens,
+    and what follows is its answer (Any-Depth Alignment, arXiv 2510.18081).
+    """
 
     name: str
     model: Literal["base", "agent"] = "agent"
@@ -27,18 +35,26 @@ class Arm:
     system: str | None = None
     demonstrations: tuple[tuple[str, str], ...] = ()
     edits: tuple[Edit, ...] = ()
+    gate: Gate | None = None
+    header_after: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gate is not None and not (self.edits or self.prefix):
+            raise UserError(f"arm {self.name!r}: a gate needs something to let through; give edits or a prefix")
 
     @property
     def kind(self) -> str:
-        """What the arm injects: prefix, suffix, system, fewshot, steer or none."""
+        """What the arm injects: prefix, suffix, system, fewshot, steer, header or none; behind a gate ``gated-…``."""
         given = {
             "prefix": self.prefix,
             "suffix": self.suffix,
             "system": self.system,
             "fewshot": self.demonstrations,
             "steer": self.edits,
+            "header": self.header_after is not None,
         }
-        return next((name for name, value in given.items() if value), "none")
+        kind = next((name for name, value in given.items() if value), "none")
+        return kind if self.gate is None else f"gated-{kind}"
 
     @property
     def shown(self) -> str | None:
@@ -50,7 +66,7 @@ class Arm:
         system = "\n".join(part for part in (self.system, prompt.system) if part) or None
         return replace(
             prompt,
-            prefix=self.prefix or prompt.prefix,
+            prefix=(None if self.gate else self.prefix) or prompt.prefix,  # a gated one comes after the prompt is read
             suffix=self.suffix or prompt.suffix,
             system=system,
             demonstrations=(*prompt.demonstrations, *self.demonstrations),
@@ -62,7 +78,14 @@ class Arm:
         An edit is known by :meth:`interp.hooks.Edit.identity`.
         """
         texts = [self.model, self.prefix, self.suffix, self.system, self.demonstrations]
-        return sha256_of([texts, [edit.identity(d_model) for edit in self.edits]])
+        known = [texts, [edit.identity(d_model) for edit in self.edits]]
+        more = {"gate": self.gate and self.gate.identity(), "header after": self.header_after}
+        more = {name: value for name, value in more.items() if value is not None}
+        return sha256_of([*known, more] if more else known)
+
+    def live_edits(self, session: Condition | None = None) -> tuple[Edit, ...]:
+        """The edits as they run: behind the gate, or behind ``session``, which remembers and logs for it."""
+        return self.edits if self.gate is None else gated(self.edits, session or self.gate)
 
 
 def steered(name: str, edits: Sequence[Edit], model: Literal["base", "agent"] = "agent") -> Arm:
@@ -70,8 +93,19 @@ def steered(name: str, edits: Sequence[Edit], model: Literal["base", "agent"] = 
 
 
 def fewshot(demonstrations: Sequence[tuple[str, str]], model: Literal["base", "agent"] = "agent") -> Arm:
-    """(user, assistant) turns before the task: safety demonstrations, or a few-shot jailbreak."""
+    """(user, assistant) turns before the task: safety demonstrations."""
     return Arm(f"{model}+fewshot", model, demonstrations=tuple((user, said) for user, said in demonstrations))
+
+
+def attacked(arm: Arm, demonstrations: Sequence[tuple[str, str]]) -> Arm:
+    """The same arm under a few-shot jailbreak: demonstrations of compliance stand between its own and the task."""
+    turns = (*arm.demonstrations, *((user, said) for user, said in demonstrations))
+    return replace(arm, name=f"{arm.name}+jailbreak", demonstrations=turns)
+
+
+def bare(text: str) -> str:
+    """A comment line's words without the comment marker."""
+    return "\n".join(line.lstrip().removeprefix("#").strip() for line in text.strip().splitlines())
 
 
 def comparison_arms(
@@ -81,20 +115,24 @@ def comparison_arms(
     shuffled: Sequence[str] = (),
     system: str = SAFETY_SYSTEM,
     naive: str = NAIVE_PREFIX,
+    demonstrations: Sequence[tuple[str, str]] = (),
     models: Sequence[str] = ("base", "agent"),
 ) -> list[Arm]:
     """The matched arms of prefix against suffix (the paper's section 5 and Table 3), in reporting order.
 
     Args:
         prefix: the text under study; the same text, without the space around it, is the suffix (templates trim
-            the user turn).
+            the user turn), once with its comment marker and, where it has one, once without.
+        demonstrations: (user, assistant) turns of refusals and compliance, for the few-shot arm.
         neutral, shuffled: controls of the same length; more than one gets a numbered arm each.
         models: ``base`` adds the base and the base with the first neutral prefix, which shows whether prefilling
             alone breaks refusal.
     """
     arms = [Arm("base", "base"), Arm("agent"), Arm("agent+naive", prefix=naive)]
     arms += [Arm("agent+prefix", prefix=prefix), Arm("agent+suffix", suffix=prefix.strip())]
+    arms += [Arm("agent+suffix-bare", suffix=bare(prefix))] if bare(prefix) != prefix.strip() else []
     arms += [Arm("agent+system", system=system)]
+    arms += [fewshot(demonstrations)] if demonstrations else []
     arms += [Arm(_numbered("agent+neutral-prefix", i), prefix=text) for i, text in enumerate(neutral)]
     arms += [Arm(_numbered("agent+shuffled-prefix", i), prefix=text) for i, text in enumerate(shuffled)]
     arms += [Arm("base+neutral-prefix", "base", prefix=neutral[0])] if neutral else []
@@ -103,3 +141,9 @@ def comparison_arms(
 
 def _numbered(name: str, i: int) -> str:
     return name if i == 0 else f"{name}-{i + 1}"
+
+
+def prefix_ids(model: HookedModel, prefix: str) -> tuple[int, ...]:
+    """The prefix's tokens as they follow a generation prompt that is already tokenised: no second beginning of text."""
+    short = Prompt("prefix", "x")
+    return model.render(short, prefix=prefix).ids[len(model.render(short)) :]

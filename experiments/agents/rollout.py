@@ -11,8 +11,11 @@ from experiments.agents.judges import Outcome, judge, judge_parsed, opening
 from experiments.agents.records import Record
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.generate import Generation, generate
+from interp.generate import GatedPrefix, Generation, generate
 from interp.io import sha256_of
+from steering.decisions import GateSession
+from steering.injection import prefix_ids
+from steering.realignment import answer_again
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -65,6 +68,7 @@ class Turn:
     text: str
     status: str
     finished: bool
+    acted: bool | None = None  # whether the arm's gate was open; None: the arm has no gate
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,10 @@ class Episode:
 
     def outcome(self, mode: str = "strict") -> Outcome:
         """Refused if any turn is a refusal, otherwise what the last turn is."""
-        outcomes = [judge(turn.text, mode, chat=self.chat, prefix=self.prefix) for turn in self.turns]
+        outcomes = [
+            judge(turn.text, mode, chat=self.chat, prefix=None if turn.acted is False else self.prefix)
+            for turn in self.turns
+        ]
         return "refused" if "refused" in outcomes else outcomes[-1]
 
     def to_row(self) -> dict[str, Any]:
@@ -107,12 +114,13 @@ class _Live:
         prompt = self.record.prompt()
         return model.render(arm.apply(prompt), page=self.environment.page() or None)
 
-    def take(self, said: Generation, arm: Arm) -> None:
+    def take(self, said: Generation, arm: Arm, acted: bool | None = None) -> None:
         """Log one answer and act on it: a refusal, an exit or an answer without action ends the episode."""
         parsed = parse_actions(said.text)
         page = sha256_of(self.environment.page())[:16]
-        self.turns.append(Turn(page, said.text, parsed.status, said.finished))
-        outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=opening(arm.prefix, said.text))
+        self.turns.append(Turn(page, said.text, parsed.status, said.finished, acted))
+        begun = opening(None if acted is False else arm.prefix, said.text)
+        outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=begun)
         if parsed.calls and outcome != "refused":
             self.environment.step(parsed.calls[0])
         self.over = outcome != "complied" or not parsed.calls or self.environment.done
@@ -131,31 +139,70 @@ def run_episodes(
     max_turns: int = 6,
     max_new_tokens: int = 48,
     prompts: PromptCache | None = None,
+    session: GateSession | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Run every record to its end under ``arm``, greedily; episodes come in the order of ``records``.
 
     Each turn is a fresh prompt with the current page (user: instruction, page, suffix), and the arm's prefix
     stands at the start of every turn's response. ``prompts`` keeps what was read of them for the next arm.
-    ``progress`` is called with the number of episodes just ended.
+    ``progress`` is called with the number of episodes just ended. An arm with a gate decides on every row of every
+    turn; ``session`` (default: a fresh one) remembers and logs for it.
     """
     if max_turns < 1:
         raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
     episodes = [_Live(record, make_env(record), []) for record in records]
+    if arm.gate is not None:
+        arm.gate.check_model(model.fingerprint)
+        session = session or GateSession(arm.gate)
     said: dict[tuple[int, ...], Generation] = {}  # a page that did not change gets the same greedy answer
     for _ in range(max_turns):
         live = [episode for episode in episodes if not episode.over]
         if not live:
             break
         rows = [episode.row(model, arm) for episode in live]
-        fresh = list({row.ids: row for row in rows if row.ids not in said}.values())
-        if fresh:
-            answers = generate(model, fresh, max_new_tokens=max_new_tokens, edits=arm.edits, prompts=prompts)
+        if session is not None:  # what a gate decides may depend on the row's history, so nothing is shared
+            answers = _answers(model, rows, arm, max_new_tokens, session)
+            for episode, row, answer in zip(live, rows, answers, strict=True):
+                episode.take(answer, arm, session.is_open(row.id))
+            session.end_step(dict(zip((row.id for row in rows), answers, strict=True)))
+        else:
+            fresh = list({row.ids: row for row in rows if row.ids not in said}.values())
+            answers = _answers(model, fresh, arm, max_new_tokens, prompts=prompts) if fresh else []
             said.update(zip((row.ids for row in fresh), answers, strict=True))
-        for episode, row in zip(live, rows, strict=True):
-            episode.take(said[row.ids], arm)
+            for episode, row in zip(live, rows, strict=True):
+                episode.take(said[row.ids], arm)
         if progress is not None:
             progress(sum(episode.over for episode in live))
     if progress is not None:
         progress(sum(not episode.over for episode in episodes))
     return [episode.episode(arm) for episode in episodes]
+
+
+def _answers(
+    model: HookedModel,
+    rows: Sequence[Rendered],
+    arm: Arm,
+    max_new_tokens: int,
+    session: GateSession | None = None,
+    prompts: PromptCache | None = None,
+) -> list[Generation]:
+    """What an arm says after each row."""
+    if arm.header_after is not None:
+        return answer_again(model, rows, arm.header_after, max_new_tokens, arm.live_edits(session), prompts)
+    if session is not None and arm.prefix:
+        opened = GatedPrefix(session, prefix_ids(model, arm.prefix))
+        return generate(model, rows, max_new_tokens=max_new_tokens, edits=arm.live_edits(session), prefix=opened)
+    return generate(model, rows, max_new_tokens=max_new_tokens, edits=arm.live_edits(session), prompts=prompts)
+
+
+def prompts_of(
+    model: HookedModel, record: Record, said: Sequence[str], make_env: MakeEnvironment, arm: Arm
+) -> list[Rendered]:
+    """The prompts an agent was shown, one a turn, rebuilt from what it answered to the earlier ones."""
+    episode = _Live(record, make_env(record), [])
+    rows = []
+    for text in said:
+        rows.append(episode.row(model, arm))
+        episode.take(Generation(record.id, text, (), True), arm)
+    return rows

@@ -196,6 +196,8 @@ def _passes(width: int, new_tokens: int, use_cache: bool, chunk: int | None) -> 
 
 def _moves(batch: Batch, edits: Sequence[Edit], passes: Sequence[tuple[int, int]], new_tokens: int = 0) -> list[Moves]:
     """What every forward pass has to edit."""
+    if any(e.when is not None for e in edits):
+        raise UserError("a gate decides inside the forward pass, which nnsight plans beforehand; use backend='hf'")
     masks = {e.where: _columns(batch, e.where, new_tokens) for e in edits}
     out: list[Moves] = []
     for first, end in passes:

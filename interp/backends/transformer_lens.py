@@ -20,7 +20,7 @@ from interp.batching import Batch, token_budget_batches
 from interp.chat import Rendered
 from interp.errors import UserError
 from interp.extract import extract
-from interp.hooks import Edit, Handle, Sink, capture, check_residual, edit, matches
+from interp.hooks import Edit, Handle, Sink, capture, check_residual, edit, live_edits
 from interp.model import HookedModel
 from interp.selection import EMBED, Selection, final
 from interp.store import ActivationStore
@@ -80,7 +80,7 @@ class BridgeModel(HookedModel):
         return PointHandle(point, point.add_hook(lambda x, hook: function(check_residual(layer, x))))
 
     def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
-        live = [e for e in edits if e.layer <= max(layers) and matches(e.where, batch.rows)]
+        live = live_edits([e for e in edits if e.layer <= max(layers)], batch.rows)
         given = self.inputs(batch)
         with self.evaluating(), edit(self, batch.rows, live), capture(self, layers, sink):
             self.bridge(given.pop("input_ids"), return_type=None, **given)

@@ -63,7 +63,7 @@ def test_a_run_leaves_the_contracts_files_and_keys(finished):
     assert set(cell) == {"value", "ci", "n", "n_missing"} and cell["n"] == 8
     assert set(results["behaviour"]["agent"]) == {"harmful", "benign", "lookalike"}
     assert set(results["collapse"]["agent"]["0"]) >= {"raw", "contrast", "shift", "placed", "floor", "controls"}
-    assert {"add", "random-0"} == set(results["steering"])
+    assert {"add", "random-0", "shuffled"} == set(results["steering"])
     assert results["dose_response"][0]["step"] == 0
     assert len(results["search"]["candidates"]) <= 4
     assert {claim["id"] for claim in results["claims"]} >= {

@@ -99,3 +99,11 @@ def test_layers(layers, found):
 def test_layers_that_do_not_exist(layers):
     with pytest.raises(UserError, match="layers"):
         resolve_layers(layers, 6)
+
+
+def test_exclusions_of_generated_windows():
+    index = torch.arange(-1, 7)
+    some = parse("final | generated[0:6] - generated[2:4]")
+    assert some.generated_mask(index).tolist() == [False, True, True, False, False, True, True, False]
+    assert [i for i, flag in enumerate((some - final()).mask(ROW)) if flag] == [7, 8]
+    assert str(some) == "final | generated[0:6] - generated[2:4]"

@@ -88,3 +88,11 @@ def test_torn_or_foreign_files_are_refused(tmp_path):
         Direction.load(tmp_path / "a")
     with pytest.raises(UserError, match="no such file"):
         Direction.load(tmp_path / "nowhere")
+
+
+def test_without_leaves_the_part_at_right_angles():
+    a, b = direction(0), direction(1)
+    rest = a.without(b)
+    assert rest.dot(b) == pytest.approx({0: 0.0, 2: 0.0}, abs=1e-12)
+    assert same(rest.without(b), rest) and same(a.without(3.0 * b), rest)
+    assert a.without(a).norms() == pytest.approx({0: 0.0, 2: 0.0}, abs=1e-12)

@@ -49,6 +49,7 @@ def test_comparison_arms_are_matched():
         "agent+naive",
         "agent+prefix",
         "agent+suffix",
+        "agent+suffix-bare",
         "agent+system",
         "agent+neutral-prefix",
         "agent+neutral-prefix-2",

@@ -8,8 +8,19 @@ import torch
 
 from interp.errors import UserError
 from interp.selection import generated
+from probes.logistic import LayerProbes
 from steering.directions import Direction
-from steering.operators import ablate, add, mirror, set_logit, steering_edits, to_boundary
+from steering.operators import (
+    ablate,
+    add,
+    displaced_along,
+    in_logits,
+    mirror,
+    operator_edits,
+    set_logit,
+    steering_edits,
+    to_boundary,
+)
 
 D = 16
 W = np.random.default_rng(0).standard_normal(D)
@@ -96,3 +107,45 @@ def test_bad_input():
         mirror(np.zeros(D), 0.0)
     with pytest.raises(UserError, match="below the boundary"):
         set_logit(W, B, -1.0)
+
+
+def test_doses_in_safety_logits():
+    direction = Direction({0: W, 2: 7 * W})
+    x = rows(torch.float64)
+    for edit, w in zip(steering_edits(direction, [0, 2], dose=3.0, norms={}, unit="logit"), (W, 7 * W), strict=True):
+        moved = (edit.fn(x) - x) @ torch.as_tensor(w)
+        assert torch.allclose(moved, torch.full((len(x),), 3.0, dtype=torch.float64), atol=1e-5)
+    # The two units are one dose, converted.
+    norms = {0: 40.0, 2: 80.0}
+    logits_of = in_logits(direction, [0, 2], dose=0.25, norms=norms)
+    for layer in (0, 2):
+        (by_norm,) = steering_edits(direction, [layer], dose=0.25, norms=norms)
+        (by_logit,) = steering_edits(direction, [layer], dose=logits_of[layer], norms={}, unit="logit")
+        assert torch.allclose(by_norm.fn(x), by_logit.fn(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", [to_boundary(W, B), set_logit(W, B, 2.0), mirror(W, B), ablate(W)])
+def test_a_control_moves_every_row_as_far_along_another_direction(operator):
+    x, other = rows(torch.float64), np.random.default_rng(1).standard_normal(D)
+    moved, control = operator(x) - x, displaced_along(operator, other)(x) - x
+    assert torch.allclose(moved.norm(dim=1), control.norm(dim=1), atol=1e-5)
+    still = moved.norm(dim=1) == 0
+    assert torch.equal(displaced_along(operator, other)(x)[still], x[still])
+    unit = torch.as_tensor(other / np.linalg.norm(other))
+    assert torch.allclose((control @ unit)[:, None] * unit, control, atol=1e-5)
+
+
+def test_operators_on_several_layers_read_each_layers_probe():
+    probes = LayerProbes((0, 2), np.stack([W, 2 * W]), np.array([B, 1.0]))
+    x = rows(torch.float64)
+    first, second = operator_edits(probes, "boundary", [0, 2], amount=0.5, where=generated(0, 5))
+    assert (first.layer, second.layer, str(first.where)) == (0, 2, "generated[0:5]")
+    assert torch.equal(first.fn(x), to_boundary(W, B, 0.5)(x))
+    assert torch.equal(second.fn(x), to_boundary(2 * W, 1.0, 0.5)(x))
+    other = Direction({0: np.eye(D)[0], 2: np.eye(D)[1]})
+    (control,) = operator_edits(probes, "mirror", [2], amount=1.0, control=other)
+    assert torch.equal((control.fn(x) - x)[:, 2:], torch.zeros(len(x), D - 2, dtype=torch.float64))
+    with pytest.raises(UserError, match="no probe for layer 1"):
+        operator_edits(probes, "mirror", [1])
+    with pytest.raises(UserError, match="unknown operator 'push'"):
+        operator_edits(probes, "push", [0])
