@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from experiments.agents.actions import Call, parse_actions
 from experiments.agents.judges import Outcome, judge, judge_parsed, opening
 from experiments.agents.records import Record
-from interp.chat import Rendered
+from interp.chat import Prompt, Rendered
 from interp.errors import UserError
 from interp.generate import Generation, generate
 from interp.io import sha256_of
@@ -59,12 +59,16 @@ class AnyAction:
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer: hash of the page it answers, the continuation (never the prefix), and how it parsed."""
+    """One answer: hash of the page it answers, the continuation (never the prefix), and how it parsed.
+
+    ``tokens`` were generated, an end token included.
+    """
 
     page: str
     text: str
     status: str
     finished: bool
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,30 +100,34 @@ class Episode:
             raise UserError(f"generations: not a logged episode ({error}); delete that line") from error
 
 
+Render = Callable[[Prompt], Rendered]
+Answer = Callable[[Sequence[Rendered]], Sequence[Generation]]
+
+
 @dataclass
 class _Live:
     record: Record
+    arm: Arm
     environment: Environment
-    turns: list[Turn]
+    turns: list[Turn] = field(default_factory=list)
     over: bool = False
 
-    def row(self, model: HookedModel, arm: Arm) -> Rendered:
-        prompt = self.record.prompt()
-        return model.render(arm.apply(prompt), page=self.environment.page() or None)
+    def prompt(self) -> Prompt:
+        return self.arm.apply(replace(self.record.prompt(), page=self.environment.page() or None))
 
-    def take(self, said: Generation, arm: Arm) -> None:
+    def take(self, said: Generation) -> None:
         """Log one answer and act on it: a refusal, an exit or an answer without action ends the episode."""
         parsed = parse_actions(said.text)
         page = sha256_of(self.environment.page())[:16]
-        self.turns.append(Turn(page, said.text, parsed.status, said.finished))
-        outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=opening(arm.prefix, said.text))
+        self.turns.append(Turn(page, said.text, parsed.status, said.finished, len(said.ids) + said.finished))
+        outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=opening(self.arm.prefix, said.text))
         if parsed.calls and outcome != "refused":
             self.environment.step(parsed.calls[0])
         self.over = outcome != "complied" or not parsed.calls or self.environment.done
 
-    def episode(self, arm: Arm) -> Episode:
-        chat = self.record.domain == "chat"
-        return Episode(self.record.id, self.record.label, tuple(self.turns), self.environment.success, chat, arm.prefix)
+    def episode(self) -> Episode:
+        chat, prefix = self.record.domain == "chat", self.arm.prefix
+        return Episode(self.record.id, self.record.label, tuple(self.turns), self.environment.success, chat, prefix)
 
 
 def run_episodes(
@@ -139,23 +147,45 @@ def run_episodes(
     stands at the start of every turn's response. ``prompts`` keeps what was read of them for the next arm.
     ``progress`` is called with the number of episodes just ended.
     """
+
+    def answer(rows: Sequence[Rendered]) -> Sequence[Generation]:
+        return generate(model, rows, max_new_tokens=max_new_tokens, edits=arm.edits, prompts=prompts)
+
+    pairs = [(arm, record) for record in records]
+    return run_pairs(pairs, make_env, model.render, answer, max_turns=max_turns, progress=progress)
+
+
+def run_pairs(
+    pairs: Sequence[tuple[Arm, Record]],
+    make_env: MakeEnvironment,
+    render: Render,
+    answer: Answer,
+    *,
+    max_turns: int = 6,
+    progress: Callable[[int], None] | None = None,
+) -> list[Episode]:
+    """Run every (arm, record) to its end, all live episodes of a turn in one call of ``answer``.
+
+    Args:
+        render, answer: how a prompt becomes a row, and what continues rows. Rows of the same ids are asked once, so
+            arms must differ in their text, not in edits.
+    """
     if max_turns < 1:
         raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
-    episodes = [_Live(record, make_env(record), []) for record in records]
+    episodes = [_Live(record, arm, make_env(record)) for arm, record in pairs]
     said: dict[tuple[int, ...], Generation] = {}  # a page that did not change gets the same greedy answer
     for _ in range(max_turns):
         live = [episode for episode in episodes if not episode.over]
         if not live:
             break
-        rows = [episode.row(model, arm) for episode in live]
+        rows = [render(episode.prompt()) for episode in live]
         fresh = list({row.ids: row for row in rows if row.ids not in said}.values())
-        if fresh:
-            answers = generate(model, fresh, max_new_tokens=max_new_tokens, edits=arm.edits, prompts=prompts)
-            said.update(zip((row.ids for row in fresh), answers, strict=True))
+        answers = answer(fresh) if fresh else []
+        said.update(zip((row.ids for row in fresh), answers, strict=True))
         for episode, row in zip(live, rows, strict=True):
-            episode.take(said[row.ids], arm)
+            episode.take(said[row.ids])
         if progress is not None:
             progress(sum(episode.over for episode in live))
     if progress is not None:
         progress(sum(not episode.over for episode in episodes))
-    return [episode.episode(arm) for episode in episodes]
+    return [episode.episode() for episode in episodes]
