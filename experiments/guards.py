@@ -120,7 +120,7 @@ def classifier_guard(model: Any, tokenizer: Any, harmful: Sequence[str] = ("harm
     bad = [i for i, name in labels.items() if any(re.search(rf"\b{w}", name.replace("_", " ")) for w in harmful)]
     if not bad or len(bad) == len(labels):
         raise UserError(
-            f"guard: labels {sorted(labels.values())} do not say which means harm; pass harmful=[the name of that label]"
+            f"guard: labels {sorted(labels.values())} do not say which means harm; pass harmful=[that label's name]"
         )
 
     def judge(records: Sequence[Record]) -> list[Verdict]:

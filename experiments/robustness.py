@@ -1,8 +1,8 @@
 """Attacks on a found prefix, and what becomes of it in other models.
 
-*Prefix stripping*: whoever controls the context asks the agent to drop or ignore its comment, or the serving stack loses
-it. *Few-shot jailbreak*: demonstrations of compliance stand before the task (the paper's Table 13). *Transfer*: every
-model's prefix in every model.
+*Prefix stripping*: whoever controls the context asks the agent to drop or ignore its comment, or the serving stack
+loses it. *Few-shot jailbreak*: demonstrations of compliance stand before the task (the paper's Table 13). *Transfer*:
+every model's prefix in every model.
 """
 
 from __future__ import annotations
