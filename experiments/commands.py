@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from experiments.progress import bar, hide_weight_bars, say
 from experiments.run import Run
 from experiments.tables import behaviour_table, percent, print_table, signed
 from interp.errors import UserError
-from interp.io import atomic_write, write_json
+from interp.io import write_json
 from interp.model import HookedModel, load_model
 from steering.injection import SAFETY_SYSTEM, Arm, comparison_arms
 from steering.phrases import shuffled_words
@@ -366,53 +365,3 @@ def inject_command(
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
     write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection})
-
-
-def search_command(
-    model_name: str,
-    tasks: str,
-    out: Path,
-    k: int,
-    candidates: int,
-    rounds: int,
-    tau: float,
-    preset: str,
-    perf: str,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
-    from experiments.prefix_search import search_prefix
-    from steering.ping import PRESETS, Settings
-
-    if preset and preset not in PRESETS:
-        raise UserError(f"--preset {preset!r}: unknown; use one of {', '.join(PRESETS)}")
-    settings = PRESETS[preset] if preset else Settings(k, candidates, rounds, tau)
-    records = read_tasks(tasks, limit)
-    Run(out, say)
-    model = open_model(model_name, chat_template)
-    with bar("search", settings.M * settings.T) as advance:
-        found = search_prefix(
-            model, records, environment_for, journal=out / "search.jsonl", settings=settings,
-            perf=perf, seed=seed, max_turns=max_turns, max_new_tokens=max_new_tokens,  # type: ignore[arg-type]
-            progress=lambda candidate: advance(info=f"overall {candidate.score.overall:.2f}"),
-        )  # fmt: skip
-    best = found.candidates[:5]
-    rows = [
-        [c.text.strip(), str(c.round), *(f"{v:.3f}" for v in (c.score.overall, c.score.perf, c.score.refusal))]
-        for c in best
-    ]
-    print_table(
-        ["prefix", "round", "overall", "perf", "refusal"], rows, "on the tasks searched; measure the winner on others"
-    )
-    atomic_write(out / "prefix.txt", found.best.text)
-    section = {
-        "winner": found.best.text,
-        "candidates": [candidate.to_dict() for candidate in sorted(found.candidates, key=lambda c: c.round)],
-        "rounds": len(found.rounds),
-        "settings": asdict(settings),
-        "generations": sum(c.score.counts["generations"] for c in found.candidates),
-    }
-    write_results(out, model, {"search": section})

@@ -140,18 +140,21 @@ def classifier_guard(model: Any, tokenizer: Any, harmful: Sequence[str] = ("harm
     return judge
 
 
-def probe_guard(model: HookedModel, probes: Any, layer: int, threshold: float) -> Guard:
-    """The probe's logit, averaged over the prompt as it was trained, against a threshold set on other tasks."""
-    from interp.selection import parse
-
+def probe_logits(model: HookedModel, probes: Any, layer: int, records: Sequence[Record]) -> list[float]:
+    """The probe's logit of every task, averaged over the prompt as the probe was trained."""
     at = list(probes.layers).index(layer)
     w = torch.from_numpy(probes.directions[at]).float()
-    b = float(probes.intercepts[at])
+    rows = [model.render(record.prompt()) for record in records]
+    found = model.residuals(rows, [layer], where=prompt())[layer]
+    return [float(x.float().cpu().mean(0) @ w) + float(probes.intercepts[at]) for x in found]
+
+
+def probe_guard(model: HookedModel, probes: Any, layer: int, threshold: float) -> Guard:
+    """Blocks what the probe reads above ``threshold``, which other tasks have set."""
 
     def judge(records: Sequence[Record]) -> list[Verdict]:
-        rows = [model.render(record.prompt()) for record in records]
-        found = model.residuals(rows, [layer], where=parse("prompt"))[layer]
-        return ["harmful" if float(x.float().cpu().mean(0) @ w) + b > threshold else "safe" for x in found]
+        found = probe_logits(model, probes, layer, records)
+        return ["harmful" if value > threshold else "safe" for value in found]
 
     return judge
 

@@ -9,7 +9,7 @@ from interp.model import HookedModel
 
 
 class PrefixRenderer:
-    """``renderer(prompt)`` is :func:`interp.chat.render`, remembered.
+    """``renderer(prompt)`` is ``model.render(prompt)``.
 
     A tokenizer cuts a text at its special tokens first. Where the header begins with one, the ids of a prefix depend
     on the header alone, and those found after one prompt hold after every other. Elsewhere each prompt is rendered
@@ -18,7 +18,6 @@ class PrefixRenderer:
 
     def __init__(self, model: HookedModel) -> None:
         self.model = model
-        self._bare: dict[Prompt, Rendered] = {}
         self._tails: dict[tuple[str, tuple[int, ...]], tuple[tuple[int, ...], tuple[str, ...]]] = {}
         special = getattr(model.tokenizer, "added_tokens_decoder", {})
         self._cuts = {number for number, token in special.items() if token.special}
@@ -26,10 +25,7 @@ class PrefixRenderer:
     def __call__(self, prompt: Prompt) -> Rendered:
         if not prompt.prefix or prompt.response:
             return self.model.render(prompt)
-        bare = replace(prompt, prefix=None, id="", label="")
-        if bare not in self._bare:
-            self._bare[bare] = self.model.render(bare)
-        known = self._bare[bare]
+        known = self.model.render(replace(prompt, prefix=None))
         header = known.ids[known.roles.index("header") :] if "header" in known.roles else ()
         if not header or header[0] not in self._cuts:
             return self.model.render(prompt)

@@ -10,7 +10,6 @@ lengths in one batch. Models whose attention cannot be replaced get copies of th
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +30,7 @@ from interp.errors import UserError
 from interp.families import text_config
 from interp.generate import Generation, end_ids
 from interp.model import HookedModel
+from interp.recent import Recent
 
 NAME = "pingscope_shared_prefill"  # of the attention function, in the registry of transformers
 ROW_BUDGET = 32_768  # slots (rows x longest prefix and answer) of one batch
@@ -75,7 +75,7 @@ class SharedPrefill:
         self.model, self.memory, self.row_budget = model, memory, row_budget
         self.cost = _Cost()
         self._sharing = sharing
-        self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._kept: Recent[Any] = Recent(memory)
         self._fingerprint = ""
 
     @cached_property
@@ -139,8 +139,7 @@ class SharedPrefill:
         """Batches as (row of every slot, or -1; the cache after the prefixes; logits of the next token)."""
         fingerprint = self.model.fingerprint
         if fingerprint != self._fingerprint:  # a training step makes every kept prompt stale
-            self._kept.clear()
-            self._fingerprint = fingerprint
+            self._kept, self._fingerprint = Recent(self.memory), fingerprint
         cascade = self.sharing == "cascade"
         with self.model.evaluating(), torch.no_grad():
             for prompts, members, own in _plan(rows, new_tokens, self.row_budget, ragged=cascade):
@@ -154,20 +153,15 @@ class SharedPrefill:
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
         """Keys and values of every prompt; those not kept are read now, in batches."""
-        fresh = [prompt for prompt in prompts if prompt not in self._kept]
-        new: dict[tuple[int, ...], Any] = (
-            {prompt: _prompt_cache(self.model, prompt) for prompt in fresh}
-            if self.sharing == "expanded"
-            else _prompt_layers(self.model, fresh)
-        )
+        found = {prompt: self._kept.get(prompt) for prompt in prompts}
+        fresh = [prompt for prompt, kept in found.items() if kept is None]
         self.cost.prompt_tokens += sum(map(len, fresh))
-        found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept} | new
-        for prompt in prompts:
-            self._kept[prompt] = found[prompt]
-            self._kept.move_to_end(prompt)
-        size = sum(_bytes(value) for value in self._kept.values())
-        while size > self.memory and len(self._kept) > 1:
-            size -= _bytes(self._kept.popitem(last=False)[1])
+        if self.sharing == "expanded":
+            found |= {prompt: _prompt_cache(self.model, prompt) for prompt in fresh}
+        else:
+            found |= _prompt_layers(self.model, fresh)
+        for prompt in fresh:
+            self._kept.put(prompt, found[prompt], _bytes(found[prompt]))
         return [found[prompt] for prompt in prompts]
 
     def _decode(

@@ -92,10 +92,23 @@ class Settings:
                 raise UserError(f"search: {name} is {getattr(self, name)}; give at least 1")
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A published search: its settings, how many harmful and benign tasks, and whether prefixes start with ``#``."""
+
+    settings: Settings
+    harmful: int
+    benign: int
+    comment: bool
+
+
 DEFAULT = Settings(k=3, M=6, T=5, tau=1.5)
-PAPER_WEB = Settings(k=3, M=5, T=20, tau=1.5)  # 7 benign + 7 harmful tasks, prefixes start with "#"
-PAPER_CODE = Settings(k=3, M=5, T=20, tau=1.0)  # 10 benign + 27 harmful tasks
-PRESETS = {"paper-web": PAPER_WEB, "paper-code": PAPER_CODE}
+PAPER_WEB = Settings(k=3, M=5, T=20, tau=1.5)
+PAPER_CODE = Settings(k=3, M=5, T=20, tau=1.0)
+PRESETS = {
+    "paper-web": Preset(PAPER_WEB, harmful=7, benign=7, comment=True),
+    "paper-code": Preset(PAPER_CODE, harmful=27, benign=10, comment=False),
+}
 
 Generate = Callable[[Sequence[str], int, random.Random], Sequence[str]]
 Scorer = Callable[[Sequence[str]], Sequence[Score | None]]
