@@ -16,7 +16,7 @@ from interp.errors import UserError
 from interp.model import HookedModel
 from interp.prefixed import PrefixRenderer
 from steering.phrases import PhraseGenerator
-from steering.ping import DEFAULT, Candidate, Generate, Score, SearchResult, Settings, ping
+from steering.ping import DEFAULT, Candidate, Generate, Score, SearchResult, Settings, normalised, ping
 
 
 def search_prefix(
@@ -133,3 +133,37 @@ def search_notes(table: PrefixTable, scorer: Any) -> dict[str, Any]:
         }
         notes["cheap"] = dict(scorer.cheap)
     return notes
+
+
+def search_section(
+    found: SearchResult, settings: Settings, perf: Perf, generator: str = "phrases", proposing: Any = None
+) -> dict[str, Any]:
+    """The search as results.json holds it."""
+    notes = dict(found.notes)
+    cheap = notes.pop("cheap", {})
+    section = {
+        "winner": found.best.text,
+        "candidates": [search_row(candidate, cheap) for candidate in sorted(found.candidates, key=lambda c: c.round)],
+        "rounds": len(found.rounds),
+        "history": [asdict(one) for one in found.rounds],
+        "tau": settings.tau,
+        "settings": asdict(settings),
+        "perf_means": "done" if perf == "success" else "not refused",
+        "generator": generator,
+        **notes,
+    }
+    if hasattr(proposing, "malformed"):
+        section["generator_log"] = {"asked": proposing.asked, "malformed": proposing.malformed}
+    return section
+
+
+def search_row(candidate: Candidate, cheap: dict[str, float]) -> dict[str, Any]:
+    """One candidate: its score with intervals, on how many tasks, and the cheap score it was ranked by."""
+    row = candidate.to_dict()
+    counts = row.pop("counts")
+    return row | {
+        "success": counts["success"],
+        "ci": counts["ci"],
+        "n": counts["n_harmful"] + counts["n_benign"],
+        "cheap": cheap.get(normalised(candidate.text)),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -98,7 +99,10 @@ class PrefixTable:
         self._known: dict[str, dict[int, TaskOutcome]] = {}
         self._asked: dict[str, set[int]] = {}
         self._started = time.monotonic()
+        self._noted: list[dict[str, Any]] = []
         for row in open_journal(self.journal, self.identity):
+            if "note" in row:
+                self._noted.append(row)
             if "outcomes" in row:
                 known = self._known.setdefault(row["key"], {})
                 known |= {self._number[task]: TaskOutcome(*found) for task, found in row["outcomes"].items()}
@@ -163,8 +167,11 @@ class PrefixTable:
         return score_of(self.outcomes(text), self.records, perf)
 
     def note(self, **row: Any) -> None:
-        """Keep a line about this search in the journal; it is not read back."""
-        append_jsonl(self.journal, {"identity": self.identity, **row})
+        """Keep a line about this search in the journal, once."""
+        row = json.loads(json.dumps({"identity": self.identity, **row}))
+        if row not in self._noted:
+            append_jsonl(self.journal, row)
+            self._noted.append(row)
 
     def _has(self, text: str, task: int) -> bool:
         return task in self._known.get(normalised(text), {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from experiments.behaviour import run_arm
 from experiments.commands import open_model, write_results
 from experiments.held_out import held_out_study
 from experiments.inputs import environment_for, read_tasks
-from experiments.prefix_search import search_prefix
+from experiments.prefix_search import search_prefix, search_section
 from experiments.prefix_table import Budget, Perf
 from experiments.progress import bar, say
 from experiments.run import Run
@@ -28,7 +27,7 @@ from interp.prefill import PromptCache
 from steering.generators import ModelGenerator, endpoint_ask, local_ask
 from steering.injection import Arm
 from steering.phrases import PhraseGenerator
-from steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings, normalised
+from steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
 
 def search_job(
@@ -127,40 +126,6 @@ def make_generator(spec: str, base_url: str = "", comment: bool = True, per_minu
     if kind == "openai" and name:
         return ModelGenerator(endpoint_ask(name, base_url or None, per_minute=per_minute), comment=comment)
     raise UserError(f"--generator {spec!r}: unknown; use phrases, hf:PATH or openai:MODEL (with --base-url)")
-
-
-def search_section(
-    found: SearchResult, settings: Settings, perf: Perf, generator: str = "phrases", proposing: Any = None
-) -> dict[str, Any]:
-    """The search as results.json holds it."""
-    notes = dict(found.notes)
-    cheap = notes.pop("cheap", {})
-    section = {
-        "winner": found.best.text,
-        "candidates": [search_row(candidate, cheap) for candidate in sorted(found.candidates, key=lambda c: c.round)],
-        "rounds": len(found.rounds),
-        "history": [asdict(one) for one in found.rounds],
-        "tau": settings.tau,
-        "settings": asdict(settings),
-        "perf_means": "done" if perf == "success" else "not refused",
-        "generator": generator,
-        **notes,
-    }
-    if isinstance(proposing, ModelGenerator):
-        section["generator_log"] = {"asked": proposing.asked, "malformed": proposing.malformed}
-    return section
-
-
-def search_row(candidate: Candidate, cheap: dict[str, float]) -> dict[str, Any]:
-    """One candidate: its score with intervals, on how many tasks, and the cheap score it was ranked by."""
-    row = candidate.to_dict()
-    counts = row.pop("counts")
-    return row | {
-        "success": counts["success"],
-        "ci": counts["ci"],
-        "n": counts["n_harmful"] + counts["n_benign"],
-        "cheap": cheap.get(normalised(candidate.text)),
-    }
 
 
 def print_candidates(found: SearchResult, n: int = 5) -> None:

@@ -1,0 +1,115 @@
+"""Screening: stages of a race, its stopping rule, the cheap score, and falling back where it is poor."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from experiments.agents.records import Record
+from experiments.prefix_table import PrefixTable, TaskOutcome
+from experiments.screening import Screen, Screened, race_stages, spearman, upper_bound
+from interp.errors import UserError
+from tests.experiments.scripted import scripted
+from tests.experiments.test_behaviour import ACTION, REFUSAL, Judged
+
+__all__ = ["scripted"]
+
+
+def records(harmful: int, benign: int) -> list[Record]:
+    made = [("harmful", i) for i in range(harmful)] + [("benign", i) for i in range(benign)]
+    return [Record(f"{label}{i}", f"{label} task {i}", label, domain="web") for label, i in made]
+
+
+def test_stages_cover_every_task_once_and_keep_the_shares():
+    tasks = records(40, 20)
+    stages = race_stages(tasks, 8)
+    assert sorted(i for stage in stages for i in stage) == list(range(60))
+    assert [len(stage) for stage in stages] == [12, 12, 24, 12]
+    for stage in stages:
+        assert sum(tasks[i].label == "harmful" for i in stage) == 2 * sum(tasks[i].label == "benign" for i in stage)
+    assert race_stages(tasks, 100) == [race_stages(tasks, 40)[0]]
+
+
+def outcome(refused: bool) -> TaskOutcome:
+    return TaskOutcome(refused, not refused, 1, 5)
+
+
+def test_the_stopping_rule_keeps_its_promise():
+    """A prefix as good as the best is dropped in fewer than delta of races, one far worse almost always."""
+    tasks, rng, alpha = records(16, 16), np.random.default_rng(0), 0.05
+    dropped = {0.8: 0, 0.2: 0}
+    for share in dropped:
+        for _ in range(400):
+            best = {i: outcome(bool(rng.random() < (0.8 if i < 16 else 0.2))) for i in range(32)}
+            other = {i: outcome(bool(rng.random() < (share if i < 16 else 1 - share))) for i in range(32)}
+            dropped[share] += upper_bound(other, best, tasks, "not_refused", alpha) <= 0
+    assert dropped[0.8] / 400 <= 1.5 * alpha
+    assert dropped[0.2] / 400 > 0.95
+
+
+def test_no_common_task_means_no_verdict():
+    tasks = records(2, 2)
+    assert upper_bound({0: outcome(True)}, {0: outcome(True)}, tasks, "not_refused", 0.05) == math.inf
+
+
+def test_spearman_with_its_interval():
+    x = list(range(20))
+    found = spearman(x, [v**3 for v in x])
+    assert (found.value, found.n) == (1.0, 20) and found.ci == (1.0, 1.0)
+    noise = spearman(x, list(np.random.default_rng(0).permutation(20)))
+    assert noise.ci[0] < noise.value < noise.ci[1] and noise.ci[1] - noise.ci[0] > 0.4
+    assert math.isnan(spearman([1, 2], [1, 2]).value) and math.isnan(spearman(x, [1] * 20).value)
+
+
+def by_quality(prompt):
+    """``# q7`` refuses 70% of harmful tasks and nothing else."""
+    number = int(prompt.id.removeprefix(prompt.label))
+    quality = int(prompt.prefix.strip().removeprefix("# q"))
+    return REFUSAL if prompt.label == "harmful" and number % 10 < quality else ACTION
+
+
+def screened(scripted, tmp_path, cheap, **settings):
+    table = PrefixTable(scripted(by_quality), records(40, 40), Judged, tmp_path / "search.jsonl")
+    return table, Screened(table, "not_refused", Screen(**settings), cheap)
+
+
+def quality(texts):
+    return [float(text.strip().removeprefix("# q")) for text in texts]
+
+
+def rounds(scorer):
+    names = [f"# q{i}\n" for i in (3, 9, 1, 0, 6, 2)], [f"# q{i}\n" for i in (5, 10, 4, 8, 7)]
+    return [dict(zip(texts, scorer(texts), strict=True)) for texts in names]
+
+
+def test_a_race_spends_on_the_promising_and_finds_the_best(scripted, tmp_path):
+    table, scorer = screened(scripted, tmp_path, None)
+    first, second = rounds(scorer)
+    assert scorer.best == "# q10\n"
+    complete = {t: s.overall for t, s in (first | second).items() if s is not None and s.complete}
+    assert max(complete, key=complete.get) == "# q10\n" and "# q0\n" not in complete
+    assert table.generations < 0.6 * 11 * 80
+    assert scorer.dropped["in a race"] >= 4
+    assert math.isnan(scorer.correlation().value)
+
+
+def test_a_trusted_cheap_score_leaves_candidates_out_and_a_poor_one_does_not(scripted, tmp_path):
+    _, good = screened(scripted, tmp_path / "good", quality)
+    first, second = rounds(good)
+    assert all(score is not None for score in first.values())  # it has to show first that it ranks
+    assert sum(score is None for score in second.values()) == 2 and second["# q10\n"] is not None
+    assert good.correlation().value > 0.9 and good.dropped["by the cheap score"] == 2
+
+    rng = random.Random(3)
+    _, poor = screened(scripted, tmp_path / "poor", lambda texts: [rng.random() for _ in texts], trust=0.9)
+    first, second = rounds(poor)
+    assert not poor.trusted() and all(score is not None for score in (first | second).values())
+    assert poor.best == "# q10\n"
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(UserError, match="keep and delta"):
+        Screen(keep=0)
