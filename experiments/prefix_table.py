@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,6 +117,12 @@ class PrefixTable:
     def tokens(self) -> int:
         """Tokens generated for everything asked for in this run, read or measured."""
         return sum(self._known[key][i].tokens for key, tasks in self._asked.items() for i in tasks)
+
+    def view(self) -> PrefixTable:
+        """The same outcomes, with an account of its own: for another search on the same tasks."""
+        other = copy.copy(self)
+        other._asked, other._started = {}, time.monotonic()
+        return other
 
     def spent(self) -> bool:
         """Whether the budget has run out."""

@@ -66,7 +66,7 @@ class Screened:
     """
 
     def __init__(self, table: PrefixTable, perf: Perf, screen: Screen, cheap: Cheap | None, seed: int = 0) -> None:
-        self.table, self.perf, self.screen, self._cheap = table, perf, screen, cheap
+        self.table, self.perf, self.screen, self.rank_by = table, perf, screen, cheap
         self.stages = race_stages(table.records, screen.block, seed)
         self.cheap: dict[str, float] = {}
         self.texts: dict[str, str] = {}  # everything generated for
@@ -74,8 +74,8 @@ class Screened:
         self.best: str | None = None
 
     def __call__(self, texts: Sequence[str]) -> list[Score | None]:
-        if self._cheap is not None:
-            self.cheap |= dict(zip(map(normalised, texts), self._cheap(texts), strict=True))
+        if self.rank_by is not None:
+            self.cheap |= dict(zip(map(normalised, texts), self.rank_by(texts), strict=True))
         running = self._let_through(texts)
         self.dropped["by the cheap score"] += len(texts) - len(running)
         self.texts |= {normalised(text): text for text in running}
@@ -99,7 +99,7 @@ class Screened:
 
     def trusted(self) -> bool:
         """Whether the cheap score has shown that it ranks as the true one does; until then nothing is left out."""
-        if self._cheap is None:
+        if self.rank_by is None:
             return False
         found = self.correlation()
         return found.n >= self.screen.learn and found.value >= self.screen.trust
@@ -109,7 +109,7 @@ class Screened:
         return [(key, score) for key, score in found if score is not None]
 
     def _let_through(self, texts: Sequence[str]) -> list[str]:
-        if self._cheap is None or len(texts) < 2:
+        if self.rank_by is None or len(texts) < 2:
             return list(texts)
         if not self.trusted():
             return list(texts)
