@@ -59,7 +59,8 @@ def replicate(
         for name, score in (("exhaustive", exhaustive(full, perf)), ("screened", scorer)):
             winners[name] = ping(PhraseGenerator(), score, random.Random(seed), **asdict(settings)).best
         texts = {name: winner.text for name, winner in winners.items()}
-        unseen.measure(dict.fromkeys(texts.values(), list(range(len(unseen.records)))))
+        everything = list(range(len(unseen.records)))
+        unseen.measure(dict.fromkeys(texts.values(), everything))
         held = {name: unseen.score(text, perf).overall for name, text in texts.items()}  # type: ignore[union-attr]
         rows.append(
             {

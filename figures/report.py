@@ -24,6 +24,7 @@ from figures import (
     patching,
     probing,
     restoration,
+    robustness,
     search,
     steering,
     summary,
@@ -49,6 +50,7 @@ DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
     "steering": steering.section,
     "injection": injection.section,
     "search": search.section,
+    "guards or attacks or transfer": robustness.section,
     "dose_response": finetuning.section,
 }
 TEMPLATES = Environment(
