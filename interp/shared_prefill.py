@@ -288,7 +288,7 @@ class _Cascade:
             shared: Tensor | None = known[:, None, None, None, None] if not bool(known.all()) else None
             if window is not None:
                 at = self._own_positions + self.lengths.repeat_interleave(group)[:, None]
-                near = (at[..., None] - keys < window).view(-1, 1, group, 1, self.queries, width)
+                near = (at[..., None] - keys < window).reshape(-1, 1, group, 1, self.queries, width)
                 shared = near if shared is None else near & shared
             columns = torch.arange(n, device=device)
             asking = columns[self.filled :, None]
@@ -353,11 +353,11 @@ def attend(
         if softcap is not None:
             found = softcap * torch.tanh(found / softcap)
         if seen is not None:
-            found = found.view(shape).masked_fill(~seen, -torch.inf).view(found.shape)
+            found = found.reshape(shape).masked_fill(~seen, -torch.inf).reshape(found.shape)
         return found
 
     by_slot = query.reshape(slots, kv_heads, repeats * length, -1)
-    by_prompt = by_slot.view(prompts, group, kv_heads, repeats * length, -1).transpose(1, 2)
+    by_prompt = by_slot.reshape(prompts, group, kv_heads, repeats * length, -1).transpose(1, 2)
     by_prompt = by_prompt.reshape(prompts, kv_heads, group * repeats * length, -1)
     shared = scores(by_prompt, prompt_keys, seen_prompt, (prompts, kv_heads, group, repeats, length, width))
     own = scores(by_slot, key, seen_own, (slots, kv_heads, repeats, length, key.shape[-2]))
@@ -370,14 +370,14 @@ def attend(
     o_own = own.to(value.dtype) @ value
 
     def per_slot(x: Tensor) -> Tensor:
-        return x.view(prompts, kv_heads, group, repeats * length, -1).transpose(1, 2).reshape(*by_slot.shape[:3], -1)
+        return x.reshape(prompts, kv_heads, group, repeats * length, -1).transpose(1, 2).reshape(*by_slot.shape[:3], -1)
 
     m_shared, z_shared = per_slot(m_shared), per_slot(shared.sum(-1, keepdim=True))
     top = torch.maximum(m_shared, m_own)
     w_shared, w_own = (m_shared - top).exp(), (m_own - top).exp()
     total = z_shared * w_shared + own.sum(-1, keepdim=True) * w_own
     out = per_slot(o_shared) * (w_shared / total).to(value.dtype) + o_own * (w_own / total).to(value.dtype)
-    return out.view(slots, heads, length, -1).transpose(1, 2).contiguous(), None
+    return out.reshape(slots, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
 _ATTENDING: ContextVar[_Cascade | None] = ContextVar("shared prompts of the running forward pass", default=None)
