@@ -39,7 +39,7 @@ WORTH_MOVING = 0.75  # finished rows leave the batch when it shrinks to this sha
 STOP_MARKS = frozenset(")>}`\n.!?")  # an outcome is decided at one of these
 
 Stop = Callable[[str], bool]
-Layer = tuple[Float[Tensor, "kv_head pos d_head"], Float[Tensor, "kv_head pos d_head"]]
+Layer = tuple[Float[Tensor, "kv_head _ d_head"], Float[Tensor, "kv_head _ d_head"]]
 
 
 @dataclass
