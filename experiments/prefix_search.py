@@ -74,13 +74,18 @@ def search_prefix(
         generator or PhraseGenerator(),
         scorer,
         random.Random(seed),
-        **asdict(settings),
+        **asdict(widened(settings, screen)),
         on_scored=progress,
         over=table.spent,
     )
     for candidate in found.candidates:
         table.note(note="score", perf_means=perf, **candidate.to_dict())
     return replace(found, notes=search_notes(table, scorer))
+
+
+def widened(settings: Settings, screen: Screen | None) -> Settings:
+    """A round's candidates, with those proposed beyond M for the cheap score to choose from."""
+    return settings if screen is None else replace(settings, M=settings.M * screen.propose)
 
 
 def make_scorer(

@@ -23,7 +23,7 @@ from experiments.agents.loaders import deduplicate
 from experiments.agents.records import Record
 from experiments.commands import open_model
 from experiments.inputs import environment_for, read_tasks
-from experiments.prefix_search import exhaustive, make_scorer
+from experiments.prefix_search import exhaustive, make_scorer, widened
 from experiments.prefix_table import Perf, PrefixTable
 from experiments.progress import bar, say
 from experiments.run import Run
@@ -56,8 +56,9 @@ def replicate(
         full, less = table.view(), table.view()
         scorer = Screened(less, perf, screen, cheap, seed)
         winners = {}
-        for name, score in (("exhaustive", exhaustive(full, perf)), ("screened", scorer)):
-            winners[name] = ping(PhraseGenerator(), score, random.Random(seed), **asdict(settings)).best
+        for name, score, wide in (("exhaustive", exhaustive(full, perf), None), ("screened", scorer, screen)):
+            rounds = asdict(widened(settings, wide))
+            winners[name] = ping(PhraseGenerator(), score, random.Random(seed), **rounds).best
         texts = {name: winner.text for name, winner in winners.items()}
         everything = list(range(len(unseen.records)))
         unseen.measure(dict.fromkeys(texts.values(), everything))

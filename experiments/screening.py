@@ -36,7 +36,9 @@ class Screen:
     """How a search saves generations.
 
     Attributes:
-        keep: share of a round's prefixes that the cheap score lets through, once it is trusted.
+        propose: prefixes proposed for each of a round's M. The cheap score costs no generation, so it may choose from
+            many; until it is trusted, the first M are run.
+        keep: prefixes that it lets through, as a share of M, once it is trusted.
         trust: smallest Spearman correlation of the cheap score with the true one, on at least ``learn`` prefixes.
         block: tasks per label of the first stage of a race; each further stage doubles what was run.
         delta: probability, per prefix, that a race drops one that is better than the best by more than ``margin``.
@@ -44,6 +46,7 @@ class Screen:
         cheap_tasks: tasks per label that the cheap score reads.
     """
 
+    propose: int = 4
     keep: float = 0.5
     trust: float = 0.5
     learn: int = 6
@@ -53,8 +56,10 @@ class Screen:
     cheap_tasks: int = 24
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or not 0 < self.delta < 1 or self.block < 1 or self.cheap_tasks < 1:
-            raise UserError("screening: keep and delta lie between 0 and 1, block and cheap_tasks are positive")
+        if not 0 < self.keep <= 1 or not 0 < self.delta < 1 or min(self.block, self.cheap_tasks, self.propose) < 1:
+            raise UserError(
+                "screening: keep and delta lie between 0 and 1; propose, block and cheap_tasks are positive"
+            )
 
 
 class Screened:
@@ -109,12 +114,11 @@ class Screened:
         return [(key, score) for key, score in found if score is not None]
 
     def _let_through(self, texts: Sequence[str]) -> list[str]:
-        if self.rank_by is None or len(texts) < 2:
-            return list(texts)
+        wanted = len(texts) / self.screen.propose  # M of a full round
         if not self.trusted():
-            return list(texts)
+            return list(texts[: math.ceil(wanted)])
         ranked = sorted(texts, key=lambda text: -self.cheap[normalised(text)])
-        return ranked[: max(1, math.ceil(self.screen.keep * len(texts)))]
+        return ranked[: math.ceil(self.screen.keep * wanted)]
 
     def _best_overall(self) -> float:
         score = None if self.best is None else self.table.score(self.best, self.perf)

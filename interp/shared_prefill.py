@@ -10,6 +10,7 @@ lengths in one batch. Models whose attention cannot be replaced get copies of th
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,6 +36,7 @@ from interp.recent import Recent
 NAME = "pingscope_shared_prefill"  # of the attention function, in the registry of transformers
 ROW_BUDGET = 32_768  # slots (rows x longest prefix and answer) of one batch
 MEMORY = 1 << 30  # bytes of prompts kept for later calls
+MANY_ROWS = 512
 WORTH_MOVING = 0.75  # finished rows leave the batch when it shrinks to this share
 STOP_MARKS = frozenset(")>}`\n.!?")  # an outcome is decided at one of these
 
@@ -353,7 +355,7 @@ def attend(
         if softcap is not None:
             found = softcap * torch.tanh(found / softcap)
         if seen is not None:
-            found = found.reshape(shape).masked_fill(~seen, -torch.inf).reshape(found.shape)
+            found = found.reshape(shape).masked_fill_(~seen, -torch.inf).reshape(found.shape)
         return found
 
     by_slot = query.reshape(slots, kv_heads, repeats * length, -1)
@@ -508,22 +510,29 @@ def _plan(
     def room(width: int) -> int:
         return max(1, budget // (width + new_tokens))
 
+    # With rows enough to fill several batches, prefixes of about one length go together: less padding is computed.
+    spread = 1.3 if len(rows) >= MANY_ROWS else math.inf
     pieces: list[tuple[tuple[int, ...], list[int]]] = []
     for prompt, members in groups.items():
         members = sorted(members, key=lambda i: len(own(i)))
         while members:
-            n = len(members) if ragged else sum(len(own(i)) == len(own(members[0])) for i in members)
+            widest = spread * len(own(members[0])) if ragged else len(own(members[0]))
+            n = sum(len(own(i)) <= widest for i in members)
             while n > room(len(own(members[n - 1]))):
                 n -= 1
             pieces.append((prompt, members[:n]))
             members = members[n:]
     # Alike side by side, so that grids have few empty places and prompts little padding.
-    pieces.sort(key=lambda piece: (-len(piece[1]), len(own(piece[1][-1])), len(piece[0])))
+    wide = (lambda piece: len(own(piece[1][-1]))) if spread < math.inf else (lambda piece: 0)
+    pieces.sort(key=lambda piece: (wide(piece), -len(piece[1]), len(piece[0])))
     while pieces:
         taken, width, height, n = [], 0, len(pieces[0][1]), 0
+        limit = spread * len(own(pieces[0][1][-1])) if ragged else 0
         for prompt, members in pieces:
-            width = max(width, *(len(own(i)) for i in members))
-            if taken and ((len(taken) + 1) * height > room(width) or not ragged or 2 * len(members) < height):
+            width = max(width, len(own(members[-1])))
+            full = (len(taken) + 1) * height > room(width)
+            unlike = width > limit or not height / 2 <= len(members) <= height
+            if taken and (full or unlike):
                 break
             taken.append((prompt, members))
             n += 1

@@ -68,12 +68,12 @@ def test_a_screened_search_runs_and_resumes(tiny_model, tmp_path):
     def run():
         return search_prefix(
             tiny_model, records(), AnyAction, journal=tmp_path / "s.jsonl", settings=Settings(k=1, M=3, T=2, tau=0.5),
-            max_turns=1, max_new_tokens=6, screen=Screen(block=2, learn=2),
+            max_turns=1, max_new_tokens=6, screen=Screen(block=2, learn=2, propose=2),
         )  # fmt: skip
 
     found = run()
     before = (tmp_path / "s.jsonl").read_text()
-    assert set(found.notes["screening"]) >= {"spearman", "dropped", "delta"} and len(found.notes["cheap"]) == 6
+    assert set(found.notes["screening"]) >= {"spearman", "dropped", "delta"} and len(found.notes["cheap"]) == 12
     assert run() == found and (tmp_path / "s.jsonl").read_text() == before
 
 

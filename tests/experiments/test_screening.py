@@ -72,6 +72,7 @@ def by_quality(prompt):
 
 
 def screened(scripted, tmp_path, cheap, **settings):
+    settings = {"propose": 1} | settings
     table = PrefixTable(scripted(by_quality), records(40, 40), Judged, tmp_path / "search.jsonl")
     return table, Screened(table, "not_refused", Screen(**settings), cheap)
 
@@ -108,6 +109,15 @@ def test_a_trusted_cheap_score_leaves_candidates_out_and_a_poor_one_does_not(scr
     first, second = rounds(poor)
     assert not poor.trusted() and all(score is not None for score in (first | second).values())
     assert poor.best == "# q10\n"
+
+
+def test_a_trusted_cheap_score_chooses_from_many(scripted, tmp_path):
+    _, scorer = screened(scripted, tmp_path, quality, propose=3, learn=2)
+    texts = [f"# q{i}\n" for i in (3, 9, 1, 0, 6, 2)]
+    first = scorer(texts)
+    assert [score is not None for score in first] == [True, True, False, False, False, False]
+    second = dict(zip(["# q5\n", "# q4\n", "# q8\n"], scorer(["# q5\n", "# q4\n", "# q8\n"]), strict=True))
+    assert [text for text, score in second.items() if score is not None] == ["# q8\n"]
 
 
 def test_bad_settings_are_refused():
