@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -209,6 +209,7 @@ class SharedPrefill:
         return known[token]
 
 
+@runtime_checkable
 class _Memory(Protocol):
     """Keys and values of one batch."""
 

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from interp.chat import Prompt
 from interp.errors import UserError
@@ -32,10 +32,7 @@ SEEDS = "\nThese worked best so far; improve and vary them:\n{seeds}"
 _NUMBERED = re.compile(r"^\s*(?:\d{1,3}\s*[.):]|[-*•])\s*(?P<text>\S.*?)\s*$")
 
 
-class Ask(Protocol):
-    """One answer of a language model to one question."""
-
-    def __call__(self, question: str, rng: random.Random) -> str: ...
+Ask = Callable[[str, random.Random], str]  # one answer of a language model to one question
 
 
 class ModelGenerator:
