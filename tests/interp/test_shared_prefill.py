@@ -31,19 +31,20 @@ def test_the_same_ids_as_plain_generation(load, family):
     engine = SharedPrefill(model)
     assert engine.sharing == "cascade", engine.problem
     assert max(map(len, rows)) > WINDOW  # prompts that leave the window of the families that have one
-    plain = generate(model, rows, max_new_tokens=24)
-    assert engine.generate(rows, max_new_tokens=24) == plain
-    assert SharedPrefill(model, sharing="expanded").generate(rows, max_new_tokens=24) == plain
+    plain = generate(model, rows, max_new_tokens=16)
+    assert engine.generate(rows, max_new_tokens=16) == plain
+    assert SharedPrefill(model, sharing="expanded").generate(rows, max_new_tokens=16) == plain
 
 
-def test_batches_do_not_change_the_ids(tiny_model):
-    rows = rows_of(tiny_model, TASKS * 2)
-    plain = generate(tiny_model, rows, max_new_tokens=12)
-    for budget in (1, 70, 400, 10**6):
+def test_batches_do_not_change_the_ids(tiny_model, monkeypatch):
+    rows = rows_of(tiny_model)
+    plain = generate(tiny_model, rows, max_new_tokens=6)
+    for budget, many in ((60, 512), (200, 1), (10**6, 1)):  # many: prefixes of like length are put together
+        monkeypatch.setattr("interp.shared_prefill.MANY_ROWS", many)
         engine = SharedPrefill(tiny_model, row_budget=budget)
-        assert engine.generate(rows, max_new_tokens=12) == plain
+        assert engine.generate(rows, max_new_tokens=6) == plain
         mixed = rows[3:] + rows[:3]
-        assert engine.generate(mixed, max_new_tokens=12) == plain[3:] + plain[:3]
+        assert engine.generate(mixed, max_new_tokens=6) == plain[3:] + plain[:3]
 
 
 def test_finished_rows_leave_and_the_others_go_on(tiny_model, monkeypatch):
