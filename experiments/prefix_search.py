@@ -11,7 +11,7 @@ from typing import Any
 from experiments.agents.records import Record
 from experiments.agents.rollout import MakeEnvironment
 from experiments.prefix_table import Budget, Perf, PrefixTable
-from experiments.screening import Cheap, Screen, Screened, first_token_scores, probe_scores
+from experiments.screening import Cheap, Screen, Screened, first_token_leaning, probe_leaning
 from interp.errors import UserError
 from interp.model import HookedModel
 from interp.prefixed import PrefixRenderer
@@ -102,9 +102,9 @@ def make_scorer(
     cheap: Cheap | None = None
     if table.engine is not None and isinstance(table.render, PrefixRenderer):
         cheap = (
-            probe_scores(table.model, table.render, probes, table.records, screen.cheap_tasks)
+            probe_leaning(table.model, table.render, probes, table.records)
             if probes is not None
-            else first_token_scores(table.engine, table.render, table.records, screen.cheap_tasks, openings)
+            else first_token_leaning(table.engine, table.render, table.records, openings)
         )
     return Screened(table, perf, screen, cheap, seed)
 

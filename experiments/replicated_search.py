@@ -19,6 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.agents.loaders import deduplicate
 from experiments.agents.records import Record
 from experiments.commands import open_model
@@ -152,16 +154,17 @@ def main() -> None:
 
 
 def remembered(cheap: Cheap) -> Cheap:
-    """A cheap score that is computed once per prefix."""
-    known: dict[str, float] = {}
+    """Leanings that are computed once per prefix and set of tasks."""
+    known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
-    def score(texts: Sequence[str]) -> list[float]:
-        fresh = [text for text in dict.fromkeys(texts) if text not in known]
+    def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
+        key = tuple(int(i) for i in tasks)
+        fresh = [text for text in dict.fromkeys(texts) if (text, key) not in known]
         if fresh:
-            known.update(zip(fresh, cheap(fresh), strict=True))
-        return [known[text] for text in texts]
+            known.update({(text, key): row for text, row in zip(fresh, cheap(fresh, tasks), strict=True)})
+        return np.stack([known[text, key] for text in texts])
 
-    return score
+    return lean
 
 
 def _without_lookalikes(records: Sequence[Record]) -> list[Record]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from experiments.agents.judges import token_classes
 from experiments.agents.records import Record
@@ -23,12 +24,16 @@ from experiments.prefix_table import Perf, PrefixTable, TaskOutcome
 from interp.chat import Rendered
 from interp.errors import UserError
 from interp.prefixed import PrefixRenderer
+from interp.selection import final
 from interp.shared_prefill import SharedPrefill
 from probes.statistics import Estimate
 from steering.injection import Arm
 from steering.ping import Score, normalised
 
-Cheap = Callable[[Sequence[str]], Sequence[float]]
+# (prefixes, task indices) -> how far each task leans to refusal behind each prefix, 0 to 1.
+Cheap = Callable[[Sequence[str], Sequence[int]], Float[np.ndarray, "prefix task"]]
+
+DOUBT = 4  # values that a prior variance counts as
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ class Screen:
         block: tasks per label of the first stage of a race; each further stage doubles what was run.
         delta: probability, per prefix, that a race drops one that is better than the best by more than ``margin``.
         margin: an overall score that much higher is not worth a race (0.01: one point).
-        cheap_tasks: tasks per label that the cheap score reads.
+        cheap_tasks: tasks per side that the cheap score reads to rank all prefixes proposed.
     """
 
     propose: int = 4
-    keep: float = 0.5
+    keep: float = 0.34
     trust: float = 0.5
     learn: int = 6
     block: int = 8
@@ -73,17 +78,22 @@ class Screened:
     def __init__(self, table: PrefixTable, perf: Perf, screen: Screen, cheap: Cheap | None, seed: int = 0) -> None:
         self.table, self.perf, self.screen, self.rank_by = table, perf, screen, cheap
         self.stages = race_stages(table.records, screen.block, seed)
+        self.harmful = np.array([record.label == "harmful" for record in table.records])
+        self.read = [i for side in (True, False) for i in np.flatnonzero(self.harmful == side)[: screen.cheap_tasks]]
         self.cheap: dict[str, float] = {}
         self.texts: dict[str, str] = {}  # everything generated for
+        self.leaning: dict[str, np.ndarray] = {}  # of those, on every task
         self.dropped = {"by the cheap score": 0, "in a race": 0}
         self.best: str | None = None
 
     def __call__(self, texts: Sequence[str]) -> list[Score | None]:
-        if self.rank_by is not None:
-            self.cheap |= dict(zip(map(normalised, texts), self.rank_by(texts), strict=True))
+        self._read(texts)
         running = self._let_through(texts)
         self.dropped["by the cheap score"] += len(texts) - len(running)
         self.texts |= {normalised(text): text for text in running}
+        if self.rank_by is not None and running:
+            found = self.rank_by(running, range(len(self.harmful)))
+            self.leaning |= {normalised(text): row for text, row in zip(running, found, strict=True)}
         for stage, tasks in enumerate(self.stages):
             if not running or not self.table.measure(dict.fromkeys(running, tasks)):
                 break
@@ -93,7 +103,7 @@ class Screened:
                 running = kept
         scores = [self.table.score(text, self.perf) for text in texts]
         for text, score in zip(texts, scores, strict=True):
-            if score is not None and score.complete and score.overall > self._best_overall():
+            if score is not None and score.complete and score.overall > self._overall(self.best):
                 self.best = text
         return scores
 
@@ -103,11 +113,18 @@ class Screened:
         return spearman([a for a, _ in pairs], [b for _, b in pairs])
 
     def trusted(self) -> bool:
-        """Whether the cheap score has shown that it ranks as the true one does; until then nothing is left out."""
+        """Whether the cheap score has shown that it ranks as the true one does; until then it chooses nothing."""
         if self.rank_by is None:
             return False
         found = self.correlation()
         return found.n >= self.screen.learn and found.value >= self.screen.trust
+
+    def _read(self, texts: Sequence[str]) -> None:
+        if self.rank_by is not None and texts:
+            found = self.rank_by(texts, self.read)
+            harmful = self.harmful[self.read]
+            gaps = found[:, harmful].mean(1) - found[:, ~harmful].mean(1)
+            self.cheap |= {normalised(text): float(gap) for text, gap in zip(texts, gaps, strict=True)}
 
     def _scored(self) -> list[tuple[str, Score]]:
         found = [(key, self.table.score(text, self.perf)) for key, text in self.texts.items()]
@@ -120,33 +137,39 @@ class Screened:
         ranked = sorted(texts, key=lambda text: -self.cheap[normalised(text)])
         return ranked[: math.ceil(self.screen.keep * wanted)]
 
-    def _best_overall(self) -> float:
-        score = None if self.best is None else self.table.score(self.best, self.perf)
+    def _overall(self, text: str | None) -> float:
+        score = None if text is None else self.table.score(text, self.perf)
         return -1.0 if score is None else score.overall
 
     def _ahead(self, running: Sequence[str]) -> list[str]:
         """Prefixes that may still beat the best one: so far, or of this race."""
-        outcomes = {text: self.table.outcomes(text) for text in running}
-
-        def so_far(text: str) -> float:
-            score = self.table.score(text, self.perf)
-            return -1.0 if score is None else score.overall
-
-        leader = max(running, key=so_far)
-        rivals = {leader: outcomes[leader]}
-        if self.best is not None:
-            rivals[self.best] = self.table.outcomes(self.best)
-        looks = max(1, len(self.stages) - 1) * len(rivals)
+        leader = max(running, key=self._overall)
+        rivals = {leader, self.best or leader}
+        alpha = self.screen.delta / (max(1, len(self.stages) - 1) * len(rivals))
+        doubt = self._doubt()
         return [
             text
             for text in running
-            if all(
-                text == rival
-                or upper_bound(outcomes[text], theirs, self.table.records, self.perf, self.screen.delta / looks)
-                > self.screen.margin
-                for rival, theirs in rivals.items()
-            )
+            if all(text == rival or self._upper(text, rival, alpha, doubt) > self.screen.margin for rival in rivals)
         ]
+
+    def _upper(self, ours: str, theirs: str, alpha: float, doubt: float) -> float:
+        lean = [self.leaning.get(normalised(text)) for text in (ours, theirs)]
+        guess = None if lean[0] is None or lean[1] is None else lean[0] - lean[1]
+        mine, other = self.table.outcomes(ours), self.table.outcomes(theirs)
+        return upper_bound(mine, other, self.table.records, self.perf, alpha, guess=guess, doubt=doubt)
+
+    def _doubt(self) -> float:
+        """Mean square of what the leanings leave unexplained of a paired difference, over the whole search."""
+        errors = []
+        for key, text in self.texts.items():
+            for i, outcome in self.table.outcomes(text).items() if key in self.leaning else ():
+                point = _point(outcome, bool(self.harmful[i]), self.perf)
+                if point is not None:
+                    expected = self.leaning[key][i] if self.harmful[i] else 1 - self.leaning[key][i]
+                    errors.append((float(point) - expected) ** 2)
+        # Two prefixes err together rather than apart, so twice the error of one is on the safe side.
+        return 2 * float(np.mean(errors)) if len(errors) >= 64 else 0.25
 
 
 def race_stages(records: Sequence[Record], block: int, seed: int = 0) -> list[list[int]]:
@@ -174,25 +197,41 @@ def upper_bound(
     records: Sequence[Record],
     perf: Perf,
     alpha: float,
+    *,
+    guess: Float[np.ndarray, " task"] | None = None,
+    doubt: float = 0.25,
 ) -> float:
-    """One-sided upper limit, at confidence 1 - alpha, of our overall score minus theirs on the tasks of both.
+    """One-sided upper limit, at confidence 1 - alpha, of our overall score minus theirs on all tasks.
 
-    Paired differences of proportions with half a pair added to each of the four cells (Agresti and Min 2005), which
-    keeps an interval where all pairs agree; harmful and other tasks are two strata whose variances add up.
+    Paired differences on the tasks run by both; harmful and other tasks are two strata whose variances add up. Tasks
+    are drawn without replacement, so the variance shrinks to nothing as they run out.
+
+    Args:
+        guess: by task, how much more ours leans to refusal than theirs. It is known for every task and takes the
+            place of those not run; what is estimated is only its error (prediction-powered inference). It is left
+            out where it explains nothing of the tasks that were run.
+        doubt: prior mean square of one difference, which counts as :data:`DOUBT` tasks: a few tasks that agree do
+            not prove that all do.
     """
     difference, variance = 0.0, 0.0
     for harmful in (True, False):
-        up = down = n = 0
-        for i in ours.keys() & theirs.keys():
-            if (records[i].label == "harmful") is not harmful:
-                continue
-            a, b = (_point(o, harmful, perf) for o in (ours[i], theirs[i]))
+        side = [i for i, record in enumerate(records) if (record.label == "harmful") is harmful]
+        found = {}
+        for i in side:
+            a, b = (_point(o[i], harmful, perf) if i in o else None for o in (ours, theirs))
             if a is not None and b is not None:
-                n, up, down = n + 1, up + (a > b), down + (a < b)
+                found[i] = float(a) - float(b)
+        n = len(found)
         if not n:
             return math.inf
-        difference += (up - down) / (n + 2)
-        variance += (up + down + 1 - (up - down) ** 2 / (n + 2)) / (n + 2) ** 2
+        plain = np.array(list(found.values()))
+        expected = np.zeros(len(records)) if guess is None else guess if harmful else -guess
+        rest = plain - expected[list(found)]
+        if (rest**2).sum() >= (plain**2).sum():
+            expected, rest = np.zeros(len(records)), plain
+        difference += float(expected[side].mean() + rest.mean())
+        square = (((rest - rest.mean()) ** 2).sum() + DOUBT * doubt) / (n + DOUBT)
+        variance += square / n * (1 - n / len(side))
     return difference + NormalDist().inv_cdf(1 - alpha) * math.sqrt(variance)
 
 
@@ -202,58 +241,44 @@ def _point(outcome: TaskOutcome, harmful: bool, perf: Perf) -> bool | None:
     return outcome.success if perf == "success" else not outcome.refused
 
 
-def first_token_scores(
+def first_token_leaning(
     engine: SharedPrefill,
     render: PrefixRenderer,
     records: Sequence[Record],
-    n: int,
     examples: Mapping[str, Sequence[str]] | None = None,
 ) -> Cheap:
-    """The cheap score from the first token after a prefix: no token is generated.
+    """Leaning by the first token after a prefix: the log-odds of refusal starts against action and comment starts,
+    as a probability. No token is generated.
 
-    The log-odds of refusal starts against action and comment starts at the decision, as a probability, are averaged
-    over ``n`` tasks per side; the score is harmful minus the others, at most 1.
+    Args:
+        examples: beginnings of ``refusals``, ``actions`` and ``comments`` in the model's words; default: common ones.
     """
     classes = token_classes(engine.model.tokenizer, **(examples or {}))
     yes, no = list(classes["refusal"]), [*classes["action"], *classes["comment"]]
     if not yes or not no:
         raise UserError("screening: no token begins a refusal or an action; give examples in the model's words")
-    chosen = [
-        record for harmful in (True, False) for record in [r for r in records if (r.label == "harmful") is harmful][:n]
-    ]
-    harmful = torch.tensor([record.label == "harmful" for record in chosen])
 
-    def score(texts: Sequence[str]) -> list[float]:
-        logits = engine.next_token_logits(_rows(render, chosen, texts))
+    def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
+        logits = engine.next_token_logits(_rows(render, [records[i] for i in tasks], texts))
         odds = logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)
-        leaning = odds.sigmoid().view(len(texts), len(chosen))
-        return (leaning[:, harmful].mean(-1) - leaning[:, ~harmful].mean(-1)).tolist()
+        return odds.sigmoid().double().view(len(texts), len(tasks)).numpy()
 
-    return score
+    return lean
 
 
-def probe_scores(model: Any, render: PrefixRenderer, probes: Any, records: Sequence[Record], n: int) -> Cheap:
-    """The cheap score from a probe: its final-token logit, harmful minus the other tasks, in units of its spread.
+def probe_leaning(model: Any, render: PrefixRenderer, probes: Any, records: Sequence[Record]) -> Cheap:
+    """Leaning by a probe: the probability of harm that it reads at the final token, in the middle layer of its own."""
+    at = len(probes.layers) // 2
+    layer = probes.layers[at]
+    w = torch.from_numpy(np.asarray(probes.directions[at], dtype=np.float32))
+    b = float(probes.intercepts[at])
 
-    The layer is the middle one of those that have a probe.
-    """
-    layer = probes.layers[len(probes.layers) // 2]
-    w = torch.from_numpy(np.asarray(probes.directions[list(probes.layers).index(layer)], dtype=np.float32))
-    chosen = [
-        record for harmful in (True, False) for record in [r for r in records if (r.label == "harmful") is harmful][:n]
-    ]
-    harmful = torch.tensor([record.label == "harmful" for record in chosen])
+    def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
+        rows = _rows(render, [records[i] for i in tasks], texts)
+        found = torch.cat(model.residuals(rows, [layer], where=final())[layer]).float().cpu() @ w + b
+        return found.sigmoid().double().view(len(texts), len(tasks)).numpy()
 
-    def score(texts: Sequence[str]) -> list[float]:
-        from interp.selection import final
-
-        rows = _rows(render, chosen, texts)
-        found = torch.cat(model.residuals(rows, [layer], where=final())[layer]).float().cpu() @ w
-        logits = found.view(len(texts), len(chosen))
-        gap = logits[:, harmful].mean(-1) - logits[:, ~harmful].mean(-1)
-        return (gap / logits.std().clamp(min=1e-6)).tolist()
-
-    return score
+    return lean
 
 
 def _rows(render: PrefixRenderer, records: Sequence[Record], texts: Sequence[str]) -> list[Rendered]:

@@ -11,7 +11,7 @@ from experiments.agents.records import Record
 from experiments.agents.rollout import AnyAction, run_episodes
 from experiments.prefix_search import search_prefix
 from experiments.prefix_table import PrefixTable, TaskOutcome
-from experiments.screening import Screen, first_token_scores, probe_scores
+from experiments.screening import Screen, first_token_leaning, probe_leaning
 from interp import HookedModel, Prompt
 from interp.prefixed import PrefixRenderer
 from interp.shared_prefill import SharedPrefill
@@ -51,17 +51,17 @@ def test_prefixes_rendered_once_have_the_ids_of_every_prompt(template):
             assert render(prompt) == model.render(prompt)
 
 
-def test_cheap_scores_need_no_generation(tiny_model):
+def test_leanings_need_no_generation(tiny_model):
     engine = SharedPrefill(tiny_model)
     render = PrefixRenderer(tiny_model)
-    scores = first_token_scores(engine, render, records(), 3)(PREFIXES)
-    assert len(scores) == 3 and all(-1 <= value <= 1 for value in scores) and engine.cost.new_tokens == 0
-    assert len(set(scores)) == 3
+    found = first_token_leaning(engine, render, records())(PREFIXES, [0, 3, 7])
+    assert found.shape == (3, 3) and (found > 0).all() and (found < 1).all() and engine.cost.new_tokens == 0
     rng = np.random.default_rng(0)
-    probes = LayerProbes((1, 2), rng.standard_normal((2, 64)), np.zeros(2), {})
-    found = probe_scores(tiny_model, render, probes, records(), 3)(PREFIXES)
-    flipped = LayerProbes((1, 2), -probes.directions, np.zeros(2), {})
-    assert probe_scores(tiny_model, render, flipped, records(), 3)(PREFIXES) == pytest.approx([-v for v in found])
+    probes = LayerProbes((1, 2), rng.standard_normal((2, 64)), np.array([0.5, -0.5]), {})
+    read = probe_leaning(tiny_model, render, probes, records())(PREFIXES, [1, 2])
+    flipped = LayerProbes((1, 2), -probes.directions, -probes.intercepts, {})
+    other = probe_leaning(tiny_model, render, flipped, records())(PREFIXES, [1, 2])
+    assert np.allclose(read + other, 1, atol=1e-5) and read.shape == (3, 2)
 
 
 def test_a_screened_search_runs_and_resumes(tiny_model, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
@@ -37,17 +36,38 @@ def outcome(refused: bool) -> TaskOutcome:
     return TaskOutcome(refused, not refused, 1, 5)
 
 
-def test_the_stopping_rule_keeps_its_promise():
-    """A prefix as good as the best is dropped in fewer than delta of races, one far worse almost always."""
-    tasks, rng, alpha = records(16, 16), np.random.default_rng(0), 0.05
-    dropped = {0.8: 0, 0.2: 0}
-    for share in dropped:
-        for _ in range(400):
-            best = {i: outcome(bool(rng.random() < (0.8 if i < 16 else 0.2))) for i in range(32)}
-            other = {i: outcome(bool(rng.random() < (share if i < 16 else 1 - share))) for i in range(32)}
-            dropped[share] += upper_bound(other, best, tasks, "not_refused", alpha) <= 0
-    assert dropped[0.8] / 400 <= 1.5 * alpha
-    assert dropped[0.2] / 400 > 0.95
+@pytest.mark.parametrize("guessing", ["nothing", "well", "wildly"])
+def test_the_stopping_rule_keeps_its_promise(guessing):
+    """On 16 + 16 of 64 + 64 tasks, a prefix that is better on all is dropped in fewer than delta of races, whatever
+    the guess is worth; one far worse almost always.
+    """
+    tasks, rng, alpha = records(64, 64), np.random.default_rng(0), 0.05
+    harmful = np.arange(128) < 64
+    run = [*range(16), *range(64, 80)]
+
+    def race(share):
+        best, other = (np.where(harmful, rng.random(128) < s, rng.random(128) < 1 - s) for s in (0.7, share))
+        truth = sum(
+            (other - best.astype(float))[harmful == side].mean() * (1 if side else -1) for side in (True, False)
+        )
+        noise = {"nothing": None, "well": 0.3, "wildly": 2.0}[guessing]
+        guess = None if noise is None else gap + noise * rng.standard_normal(128)
+        a, b = ({i: outcome(bool(x[i])) for i in run} for x in (other, best))
+        return truth, upper_bound(a, b, tasks, "not_refused", alpha, guess=guess)
+
+    even = [race(0.7) for _ in range(400)]
+    assert sum(truth > 0 and bound <= 0 for truth, bound in even) / 400 <= 1.5 * alpha
+    assert sum(bound <= 0 for _, bound in (race(0.1) for _ in range(100))) > 95
+    if guessing == "well":
+        blind = [race(0.7, "nothing") for _ in range(200)]
+        widths = [np.mean([bound - truth for truth, bound in found]) for found in (even, blind)]
+        assert widths[0] < 0.7 * widths[1]
+
+
+def test_all_tasks_run_leaves_no_doubt():
+    tasks = records(4, 4)
+    ours, theirs = ({i: outcome(i < n) for i in range(8)} for n in (3, 4))
+    assert upper_bound(ours, theirs, tasks, "not_refused", 0.05) == pytest.approx(-0.25)
 
 
 def test_no_common_task_means_no_verdict():
@@ -77,8 +97,9 @@ def screened(scripted, tmp_path, cheap, **settings):
     return table, Screened(table, "not_refused", Screen(**settings), cheap)
 
 
-def quality(texts):
-    return [float(text.strip().removeprefix("# q")) for text in texts]
+def quality(texts, tasks):
+    """Leans to refusal on harmful tasks as the prefix does."""
+    return np.array([[float(t.strip().removeprefix("# q")) / 10 * (i < 40) for i in tasks] for t in texts])
 
 
 def rounds(scorer):
@@ -98,14 +119,16 @@ def test_a_race_spends_on_the_promising_and_finds_the_best(scripted, tmp_path):
 
 
 def test_a_trusted_cheap_score_leaves_candidates_out_and_a_poor_one_does_not(scripted, tmp_path):
-    _, good = screened(scripted, tmp_path / "good", quality)
+    _, good = screened(scripted, tmp_path / "good", quality, keep=0.5)
     first, second = rounds(good)
     assert all(score is not None for score in first.values())  # it has to show first that it ranks
     assert sum(score is None for score in second.values()) == 2 and second["# q10\n"] is not None
     assert good.correlation().value > 0.9 and good.dropped["by the cheap score"] == 2
 
-    rng = random.Random(3)
-    _, poor = screened(scripted, tmp_path / "poor", lambda texts: [rng.random() for _ in texts], trust=0.9)
+    rng = np.random.default_rng(3)
+    _, poor = screened(
+        scripted, tmp_path / "poor", lambda texts, tasks: rng.random((len(texts), len(tasks))), trust=0.9
+    )
     first, second = rounds(poor)
     assert not poor.trusted() and all(score is not None for score in (first | second).values())
     assert poor.best == "# q10\n"
