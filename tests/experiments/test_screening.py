@@ -45,11 +45,10 @@ def test_the_stopping_rule_keeps_its_promise(guessing):
     harmful = np.arange(128) < 64
     run = [*range(16), *range(64, 80)]
 
-    def race(share):
+    def race(share, guessing=guessing):
         best, other = (np.where(harmful, rng.random(128) < s, rng.random(128) < 1 - s) for s in (0.7, share))
-        truth = sum(
-            (other - best.astype(float))[harmful == side].mean() * (1 if side else -1) for side in (True, False)
-        )
+        gap = other - best.astype(float)
+        truth = gap[harmful].mean() - gap[~harmful].mean()
         noise = {"nothing": None, "well": 0.3, "wildly": 2.0}[guessing]
         guess = None if noise is None else gap + noise * rng.standard_normal(128)
         a, b = ({i: outcome(bool(x[i])) for i in run} for x in (other, best))
