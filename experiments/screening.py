@@ -259,8 +259,8 @@ def first_token_leaning(
         raise UserError("screening: no token begins a refusal or an action; give examples in the model's words")
 
     def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
-        logits = engine.next_token_logits(_rows(render, [records[i] for i in tasks], texts))
-        odds = logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)
+        logits = engine.next_token_logits(_rows(render, [records[i] for i in tasks], texts), [*yes, *no])
+        odds = logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
         return odds.sigmoid().double().view(len(texts), len(tasks)).numpy()
 
     return lean

@@ -114,7 +114,7 @@ class SharedPrefill:
         _check_length(rows)
         out: list[Generation | None] = [None] * len(rows)
         for members, memory, logits in self._batches(rows, max_new_tokens):
-            said = self._decode(memory, logits, max_new_tokens, stop)
+            said = self._decode(members, memory, logits, max_new_tokens, stop)
             done = 0
             for slot, row in enumerate(members):
                 if row >= 0:
@@ -125,14 +125,22 @@ class SharedPrefill:
                 progress(done)
         return [g for g in out if g is not None]
 
-    def next_token_logits(self, rows: Sequence[Rendered]) -> Float[Tensor, "row vocab"]:
-        """Logits after the last token of every row, float32 on the CPU: what a prefix would be followed by."""
+    def next_token_logits(
+        self, rows: Sequence[Rendered], tokens: Sequence[int] | None = None
+    ) -> Float[Tensor, "row token"]:
+        """Logits after the last token of every row, float32 on the CPU: what a prefix would be followed by.
+
+        Args:
+            tokens: keep these of the vocabulary alone (all logits of many rows are large).
+        """
         self.model.check_context(rows)
         _check_length(rows)
-        out = torch.empty((len(rows), self.model.vocab_size))
+        kept = torch.arange(self.model.vocab_size) if tokens is None else torch.tensor(list(tokens))
+        out = torch.empty((len(rows), len(kept)))
         for members, _, logits in self._batches(rows, 1):
             slots = [slot for slot, row in enumerate(members) if row >= 0]
-            out[[members[slot] for slot in slots]] = logits[slots, : self.model.vocab_size].float().cpu()
+            found = logits[slots][:, kept.to(logits.device)]
+            out[[members[slot] for slot in slots]] = found.float().cpu()
         return out
 
     def _batches(
@@ -150,7 +158,7 @@ class SharedPrefill:
                 kind = _Cascade if cascade else _Expanded
                 memory = kind(self.model, kept, [len(p) for p in prompts], padding, ids.shape[1] + new_tokens)
                 logits = memory.forward(ids.to(self.model.device))
-                self.cost.prefix_tokens += sum(map(len, own))
+                self.cost.prefix_tokens += sum(len(part) for row, part in zip(members, own, strict=True) if row >= 0)
                 yield members, memory, logits
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
@@ -167,12 +175,17 @@ class SharedPrefill:
         return [found[prompt] for prompt in prompts]
 
     def _decode(
-        self, memory: _Memory, logits: Float[Tensor, "slot vocab"], limit: int, stop: Stop | None
+        self,
+        members: Sequence[int],
+        memory: _Memory,
+        logits: Float[Tensor, "slot vocab"],
+        limit: int,
+        stop: Stop | None,
     ) -> list[tuple[tuple[int, ...], bool]]:
-        """Greedy ids of every slot, and whether each ended (by an end token or ``stop``)."""
+        """Greedy ids of every slot, and whether each ended (by an end token or ``stop``); empty slots say nothing."""
         ends, pieces = set(end_ids(self.model)), self._ends_clause
         said: list[list[int]] = [[] for _ in range(len(logits))]
-        ended = [False] * len(said)
+        ended = [row < 0 for row in members]
         live = list(range(len(said)))  # slot at every place of the batch; a place may repeat a slot to fill up
         for step in range(limit):
             tokens = logits.argmax(-1)

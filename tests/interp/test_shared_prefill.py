@@ -89,6 +89,8 @@ def test_logits_after_a_prefix_are_the_models(load):
         rows = rows_of(load(family))
         got, want = SharedPrefill(load(family)).next_token_logits(rows), load(family).next_token_logits(rows)
         assert torch.allclose(got, want, atol=1e-4, rtol=1e-4)
+        some = SharedPrefill(load(family)).next_token_logits(rows, [7, 3])
+        assert torch.equal(some, got[:, [7, 3]])
 
 
 def test_a_prompt_is_read_once_also_over_calls(tiny_model):
