@@ -25,6 +25,7 @@ from experiments.agents.loaders import deduplicate
 from experiments.agents.records import Record
 from experiments.commands import open_model
 from experiments.inputs import environment_for, read_tasks
+from experiments.organism.mixes import OPENINGS
 from experiments.prefix_search import exhaustive, make_scorer, widened
 from experiments.prefix_table import Perf, PrefixTable
 from experiments.progress import bar, say
@@ -53,7 +54,7 @@ def replicate(
 ) -> dict[str, Any]:
     """Pairs of searches: winners, their scores on unseen tasks, and the tokens each would have generated."""
     screen = screen or Screen()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in range(searches):
         full, less = table.view(), table.view()
         scorer = Screened(less, perf, screen, cheap, seed)
@@ -123,9 +124,7 @@ def main() -> None:
     limits = {"max_turns": given.max_turns, "max_new_tokens": given.max_new_tokens, "engine": engine}
     table = PrefixTable(model, chosen, environment_for, given.out / "search.jsonl", **limits)
     unseen = PrefixTable(model, deduplicate(held, chosen), environment_for, given.out / "held-out.jsonl", **limits)
-    openings = None
-    if given.tasks.startswith("organism:"):
-        from experiments.organism.mixes import OPENINGS as openings
+    openings = OPENINGS if given.tasks.startswith("organism:") else None
     scorer = make_scorer(table, given.perf, screen, openings=openings)
     cheap = remembered(scorer.rank_by) if isinstance(scorer, Screened) and scorer.rank_by else None
     started = time.perf_counter()

@@ -267,7 +267,8 @@ class _Cascade:
     ) -> None:
         self.model = model
         self.layers = [_stacked([prompt[layer] for prompt in kept]) for layer in range(model.n_layers)]
-        self.own = Cache(layers=[_OwnLayer(capacity) for _ in range(model.n_layers)])
+        self._own_layers = [_OwnLayer(capacity) for _ in range(model.n_layers)]
+        self.own = Cache(layers=list(self._own_layers))
         self.lengths = torch.tensor(list(lengths), device=model.device)
         self.start = torch.tensor(list(padding), device=model.device)
         self.filled = 0
@@ -328,8 +329,8 @@ class _Cascade:
     def keep(self, places: Sequence[int]) -> None:
         index = torch.tensor(list(places), device=self.start.device)
         prompts = list(dict.fromkeys(place // self.group for place in places))
-        for layer in self.own.layers:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        for layer in self._own_layers:
+            layer.select(index)
         if len(prompts) < len(self.lengths):
             self.layers = [(keys[prompts], values[prompts]) for keys, values in self.layers]
             self.lengths = self.lengths[prompts]
@@ -431,10 +432,20 @@ class _OwnLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        keys, values = self._held()
         now = slice(self.filled, self.filled + key_states.shape[-2])
-        self.keys[:, :, now], self.values[:, :, now] = key_states, value_states
+        keys[:, :, now], values[:, :, now] = key_states, value_states
         self.filled = now.stop
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+        return keys[:, :, : self.filled], values[:, :, : self.filled]
+
+    def select(self, slots: Tensor) -> None:
+        """Keep these slots, in this order."""
+        keys, values = self._held()
+        self.keys, self.values = keys[slots], values[slots]
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None  # initialised before anything is asked of it
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.filled + query_length, 0
@@ -467,7 +478,7 @@ def _prompt_layers(model: HookedModel, prompts: Sequence[tuple[int, ...]]) -> di
     out = {}
     for order in token_budget_batches([len(p) for p in prompts], model.token_budget):
         rows = [Rendered("", "", prompts[i], ("template",) * len(prompts[i])) for i in order]
-        cache = DynamicCache()  # without the configuration no layer forgets what left its window
+        cache: Any = DynamicCache()  # without the configuration no layer forgets what left its window
         model.base(**(model.inputs(model.batch(rows)) | {"past_key_values": cache, "use_cache": True}))
         for i, row in enumerate(rows):
             pairs = [(layer.keys[i, :, : len(row)], layer.values[i, :, : len(row)]) for layer in cache.layers]
@@ -540,7 +551,8 @@ def _plan(
     wide = (lambda piece: len(own(piece[1][-1]))) if spread < math.inf else (lambda piece: 0)
     pieces.sort(key=lambda piece: (wide(piece), -len(piece[1]), len(piece[0])))
     while pieces:
-        taken, width, height, n = [], 0, len(pieces[0][1]), 0
+        taken: list[tuple[tuple[int, ...], list[int]]] = []
+        width, height, n = 0, len(pieces[0][1]), 0
         limit = spread * len(own(pieces[0][1][-1])) if ragged else 0
         for prompt, members in pieces:
             width = max(width, len(own(members[-1])))
