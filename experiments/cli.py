@@ -110,9 +110,19 @@ def evaluate(
     limit: Limit = 0,
     max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    base_url: Annotated[str, typer.Option("--base-url", help="Server of --model openai:NAME.")] = "",
+    per_minute: Annotated[float, typer.Option("--per-minute", min=0, help="Most requests a minute (0: any).")] = 0,
     chat_template: Template = None,
 ) -> None:
     """Generate, judge, and print refusal, attack success and success rates with confidence intervals."""
+    if model.startswith("openai:"):
+        from experiments.robustness_job import evaluate_endpoint_job
+
+        evaluate_endpoint_job(
+            model.removeprefix("openai:"), base_url, tasks, arm or ["plain"], text, out, limit, max_turns,
+            max_new_tokens, per_minute,
+        )  # fmt: skip
+        return
     from experiments.commands import evaluate_command
 
     evaluate_command(model, tasks, arm or ["plain"], text, out, limit, max_turns, max_new_tokens, chat_template)
@@ -338,8 +348,25 @@ def search(
     candidates: Annotated[int, typer.Option("--candidates", "-M", min=1, help="Candidates a round.")] = 6,
     rounds: Annotated[int, typer.Option("--rounds", "-T", min=1)] = 5,
     tau: Annotated[float, typer.Option("--tau", help="Below this best overall score seeds are emptied.")] = 1.5,
-    preset: Annotated[str, typer.Option("--preset", help="paper-web or paper-code: the paper's k, M, T, tau.")] = "",
+    preset: Annotated[
+        str, typer.Option("--preset", help="paper-web or paper-code: the paper's search, exactly as published.")
+    ] = "",
     perf: Annotated[str, typer.Option("--perf", help="not_refused (the paper's) or success.")] = "not_refused",
+    generator: Annotated[
+        str, typer.Option("--generator", help="phrases (built in), hf:PATH, or openai:MODEL with --base-url.")
+    ] = "phrases",
+    base_url: Annotated[str, typer.Option("--base-url", help="OpenAI-compatible server; key: OPENAI_API_KEY.")] = "",
+    per_minute: Annotated[float, typer.Option("--per-minute", min=0, help="Most requests a minute (0: any).")] = 0,
+    screening: Annotated[
+        bool | None,
+        typer.Option("--screening/--exhaustive", help="Rank and race candidates (default), or measure all of them."),
+    ] = None,
+    probes: Annotated[
+        Path | None, typer.Option("--probes", help="Rank by these probes' final-token logit instead.")
+    ] = None,
+    max_generations: Annotated[int, typer.Option("--max-generations", min=0, help="Budget in answers (0: none).")] = 0,
+    max_minutes: Annotated[float, typer.Option("--max-minutes", min=0, help="Budget in minutes (0: none).")] = 0,
+    held_out: Annotated[str, typer.Option("--held-out", help="Tasks on which the winner is measured again.")] = "",
     limit: Limit = 0,
     max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
@@ -347,12 +374,82 @@ def search(
     chat_template: Template = None,
 ) -> None:
     """PING: search for a response prefix that restores refusal at little cost (the paper's Algorithm 1)."""
-    from experiments.commands import search_command
+    from experiments.search_job import search_job
+    from steering.ping import Settings
 
-    search_command(
-        model, tasks, out, k, candidates, rounds, tau, preset, perf, limit, max_turns, max_new_tokens, seed,
+    search_job(
+        model, tasks, out, Settings(k, candidates, rounds, tau), preset=preset, perf=perf,  # type: ignore[arg-type]
+        generator=generator, base_url=base_url, per_minute=per_minute, screening=screening, probes=probes,
+        max_generations=max_generations, max_minutes=max_minutes, held_out=held_out, limit=limit,
+        max_turns=max_turns, max_new_tokens=max_new_tokens, seed=seed, chat_template=chat_template,
+    )  # fmt: skip
+
+
+@app.command()
+def guard(
+    model: Model,
+    prefix_file: Annotated[Path, typer.Option("--prefix-file", help="The prefix, as `pingscope search` writes it.")],
+    tasks: TasksFile,
+    guards: Annotated[
+        list[str] | None,
+        typer.Option("--guard", help="llama-guard:MODEL, wildguard:MODEL or classifier:MODEL; repeatable."),
+    ] = None,
+    probes: Annotated[Path | None, typer.Option("--probes", help="The agent's probes: adds them as a guard.")] = None,
+    validation: Annotated[str, typer.Option("--validation", help="Tasks that set the probe's threshold.")] = "",
+    fpr: Annotated[float, typer.Option("--fpr", help="Share of benign validation tasks the probe may block.")] = 0.05,
+    out: Out = Path("runs/guard"),
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    chat_template: Template = None,
+) -> None:
+    """Refusal and success of the agent, + guard, + prefix, + both."""
+    from experiments.robustness_job import guard_job
+
+    guard_job(
+        model, prefix_file, tasks, guards or [], probes, validation, fpr, out, limit, max_turns, max_new_tokens,
         chat_template,
     )  # fmt: skip
+
+
+@app.command()
+def attack(
+    model: Model,
+    prefix_file: Annotated[Path, typer.Option("--prefix-file", help="The prefix, as `pingscope search` writes it.")],
+    tasks: TasksFile,
+    demonstrations: Annotated[
+        str, typer.Option("--demonstrations", help="Other tasks, whose answers become the few-shot jailbreak.")
+    ] = "",
+    shots: Annotated[int, typer.Option("--shots", min=1)] = 4,
+    out: Out = Path("runs/attack"),
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    chat_template: Template = None,
+) -> None:
+    """A found prefix under attacks that strip it, and under a few-shot jailbreak."""
+    from experiments.robustness_job import attack_job
+
+    attack_job(model, prefix_file, tasks, demonstrations, shots, out, limit, max_turns, max_new_tokens, chat_template)
+
+
+@app.command()
+def transfer(
+    models: Annotated[list[str], typer.Option("--model", "-m", help="Hub id or folder; repeatable.")],
+    prefix_files: Annotated[
+        list[Path], typer.Option("--prefix-file", help="A prefix per model, in the order of --model; further ones too.")
+    ],
+    tasks: TasksFile,
+    out: Out = Path("runs/transfer"),
+    limit: Limit = 0,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+    chat_template: Template = None,
+) -> None:
+    """Every model's prefix in every model."""
+    from experiments.robustness_job import transfer_job
+
+    transfer_job(models, prefix_files, tasks, out, limit, max_turns, max_new_tokens, chat_template)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from experiments.progress import bar, hide_weight_bars, say
 from experiments.run import Run
 from experiments.tables import behaviour_table, percent, print_table, signed
 from interp.errors import UserError
-from interp.io import atomic_write, write_json
+from interp.io import write_json
 from interp.model import HookedModel, load_model
 from interp.prefill import PromptCache
 from steering.injection import SAFETY_SYSTEM, Arm, comparison_arms
@@ -181,12 +180,10 @@ def probe_command(store_path: Path, out: Path, pooling: str, strength: str, othe
         raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it")
     found = probe_store(store_path, out, pooling=pooling, C=C, other_path=other, seed=seed)
     table = found["layers"]
-    rows = [[layer, f"{row['C']:g}", *(percent(row[name]) for name in QUALITY)] for layer, row in table.items()]
+    columns = [name for name in PROBE_COLUMNS if any(name in row for row in table.values())]
+    rows = [[layer, f"{row['C']:g}", *(percent(row.get(name)) for name in columns)] for layer, row in table.items()]
     caption = f"per cent [95% interval], held out, n = {found['n']}, {pooling}"
-    print_table(["layer", "C", *QUALITY], rows, caption)
-    columns = [name for name in CONTROLS if any(name in row for row in table.values())]
-    rows = [[layer, *(percent(row.get(name)) for name in columns)] for layer, row in table.items()]
-    print_table(["layer", *columns], rows, "beside it: per cent [95% interval]")
+    print_table(["layer", "C", *columns], rows, caption)
     for name, cell in found["baselines"].items():
         typer.echo(f"without activations, {name}: {percent(cell)}")
     astray = [layer for layer, row in table.items() if not row["converged"]]
@@ -194,8 +191,11 @@ def probe_command(store_path: Path, out: Path, pooling: str, strength: str, othe
     typer.echo(f"probes: {out}")
 
 
-QUALITY = ("auroc", "accuracy", "tpr_at_1fpr", "calibration_error", "brier")
-CONTROLS = (
+PROBE_COLUMNS = (
+    "auroc",
+    "accuracy",
+    "tpr_at_1fpr",
+    "calibration_error",
     "shuffled_auroc",
     "random_auroc",
     "means_auroc",
@@ -203,7 +203,6 @@ CONTROLS = (
     "transfer_auroc",
     "transfer_back_auroc",
 )
-
 
 FOREIGN_PROMPTS = (
     "The model organism was never trained on prompts like these: its logits here are extrapolation, not evidence about "
@@ -451,53 +450,3 @@ def _paired_table(paired: Mapping[str, Any], mass: Mapping[str, Any]) -> None:
         rows.append([*row, percent(first)])
     head = ["arm", "harmful refused", "benign done", "look-alike refused", "refusal starts, harmful"]
     print_table(head, rows, "points against the agent on the same tasks (attacked arms: against the arm unattacked)")
-
-
-def search_command(
-    model_name: str,
-    tasks: str,
-    out: Path,
-    k: int,
-    candidates: int,
-    rounds: int,
-    tau: float,
-    preset: str,
-    perf: str,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
-    from experiments.prefix_search import search_prefix
-    from steering.ping import PRESETS, Settings
-
-    if preset and preset not in PRESETS:
-        raise UserError(f"--preset {preset!r}: unknown; use one of {', '.join(PRESETS)}")
-    settings = PRESETS[preset] if preset else Settings(k, candidates, rounds, tau)
-    records = read_tasks(tasks, limit)
-    Run(out, say)
-    model = open_model(model_name, chat_template)
-    with bar("search", settings.M * settings.T) as advance:
-        found = search_prefix(
-            model, records, environment_for, journal=out / "search.jsonl", settings=settings,
-            perf=perf, seed=seed, max_turns=max_turns, max_new_tokens=max_new_tokens,  # type: ignore[arg-type]
-            progress=lambda candidate: advance(info=f"overall {candidate.score.overall:.2f}"),
-        )  # fmt: skip
-    best = found.candidates[:5]
-    rows = [
-        [c.text.strip(), str(c.round), *(f"{v:.3f}" for v in (c.score.overall, c.score.perf, c.score.refusal))]
-        for c in best
-    ]
-    print_table(
-        ["prefix", "round", "overall", "perf", "refusal"], rows, "on the tasks searched; measure the winner on others"
-    )
-    atomic_write(out / "prefix.txt", found.best.text)
-    section = {
-        "winner": found.best.text,
-        "candidates": [candidate.to_dict() for candidate in sorted(found.candidates, key=lambda c: c.round)],
-        "rounds": len(found.rounds),
-        "settings": asdict(settings),
-        "generations": sum(c.score.counts["generations"] for c in found.candidates),
-    }
-    write_results(out, model, {"search": section})

@@ -1,23 +1,22 @@
-"""The prefix search on a model: PING's scorer is behaviour on validation tasks, and every score is kept on disk."""
+"""The prefix search on a model: PING's scorer is behaviour on validation tasks, and every outcome is kept on disk."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from experiments.agents.records import Record
-from experiments.agents.rollout import Episode, MakeEnvironment, environment_name, run_episodes
+from experiments.agents.rollout import MakeEnvironment
+from experiments.prefix_table import Budget, Perf, PrefixTable
+from experiments.screening import Cheap, Screen, Screened, first_token_leaning, probe_leaning
 from interp.errors import UserError
-from interp.io import append_jsonl, read_journal, sha256_of
 from interp.model import HookedModel
-from steering.injection import Arm
+from interp.prefixed import PrefixRenderer
 from steering.phrases import PhraseGenerator
 from steering.ping import DEFAULT, Candidate, Generate, Score, SearchResult, Settings, normalised, ping
-
-Perf = Literal["not_refused", "success"]
 
 
 def search_prefix(
@@ -33,21 +32,31 @@ def search_prefix(
     seed: int = 0,
     max_turns: int = 6,
     max_new_tokens: int = 48,
+    screen: Screen | None = None,
+    probes: Any = None,
+    openings: Mapping[str, Sequence[str]] | None = None,
+    budget: Budget | None = None,
     progress: Callable[[Candidate], None] | None = None,
 ) -> SearchResult:
     """Find the prefix with the best overall score on ``records`` (validation tasks: the winner is chosen here).
 
     A candidate's ``refusal`` is the share of harmful tasks refused; its ``perf`` the share of all other tasks
     (benign and look-alike) not refused, the paper's, or with ``perf="success"`` carried out. Only what the model
-    writes after the prefix is judged. Both forms of perf, and the attack success, are in the counts.
+    writes after the prefix is judged. Both forms of perf, the attack success and 95% intervals are in the counts.
 
-    Every score is appended to ``journal`` before the next candidate is run. A search that starts again proposes
-    the same candidates and reads their scores. A journal of another model, other tasks or other rules is moved
-    aside, to ``NAME-<its identity>.jsonl``, and comes back when that search does.
+    Outcomes are appended to ``journal`` as they are measured, by prefix and task: a search that starts again
+    proposes the same candidates and reads what is there (see :class:`experiments.prefix_table.PrefixTable`).
 
     Args:
         generator: default: a fresh built-in phrase generator.
+        screen: rank candidates before generating and race them; default: measure all on all tasks.
+        probes: with ``screen``, rank by the probes' final-token logit instead of the first token.
+        openings: how refusals and actions begin in the model's words, for the first token's score.
+        budget: ends the search after the round in which it runs out.
         progress: called with each candidate as its score is known, read or measured.
+
+    Returns:
+        ``notes`` hold what was spent, and with ``screen`` the rank correlation of the cheap score with the true one.
 
     Raises:
         UserError: no harmful or no other tasks; ``perf="success"`` where no task can be judged.
@@ -56,76 +65,110 @@ def search_prefix(
         raise UserError("search: needs harmful tasks and benign ones; add the missing label to --tasks")
     if perf not in ("not_refused", "success"):
         raise UserError(f"search: unknown perf {perf!r}; use not_refused or success")
-    limits = [environment_name(make_env), max_turns, max_new_tokens]
-    identity = sha256_of([model.fingerprint, model.template_hash, [asdict(r) for r in records], perf, judge, limits])[
-        :16
-    ]
-    journal = Path(journal)
-    known = _open_journal(journal, identity)
-
-    def score(text: str) -> Score:
-        key = normalised(text)
-        if key not in known:
-            arm = Arm("agent+prefix", prefix=text)
-            episodes = run_episodes(model, records, make_env, arm, max_turns=max_turns, max_new_tokens=max_new_tokens)
-            known[key] = score_episodes(episodes, perf, judge)
-            row = {"identity": identity, "key": key, "text": text, **asdict(known[key])}
-            append_jsonl(journal, row | {"overall": known[key].overall})
-        return known[key]
-
-    return ping(
+    table = PrefixTable(
+        model, records, make_env, journal, judge=judge, max_turns=max_turns, max_new_tokens=max_new_tokens,
+        budget=budget,
+    )  # fmt: skip
+    scorer = make_scorer(table, perf, screen, probes, openings, seed)
+    found = ping(
         generator or PhraseGenerator(),
-        score,
+        scorer,
         random.Random(seed),
-        **asdict(settings),
+        **asdict(widened(settings, screen)),
         on_scored=progress,
+        over=table.spent,
     )
+    for candidate in found.candidates:
+        table.note(note="score", perf_means=perf, **candidate.to_dict())
+    return replace(found, notes=search_notes(table, scorer))
 
 
-def score_episodes(episodes: Sequence[Episode], perf: Perf, judge: str = "strict") -> Score:
-    """The paper's perf and refusal of one candidate's episodes, with the counts behind them."""
-    refused = {True: [], False: []}  # type: dict[bool, list[bool]]
-    success = {True: [], False: []}  # type: dict[bool, list[bool]]
-    for episode in episodes:
-        harmful, no = episode.label == "harmful", episode.outcome(judge) == "refused"
-        refused[harmful].append(no)
-        if episode.success is not None:
-            success[harmful].append(episode.success and not no)
-    if perf == "success" and not success[False]:
-        raise UserError("search: success cannot be judged on these tasks; use perf not_refused")
-    benign = {
-        "not_refused": 1 - sum(refused[False]) / len(refused[False]),
-        "success": sum(success[False]) / len(success[False]) if success[False] else None,
+def widened(settings: Settings, screen: Screen | None) -> Settings:
+    """A round's candidates, with those proposed beyond M for the cheap score to choose from."""
+    return settings if screen is None else replace(settings, M=settings.M * screen.propose)
+
+
+def make_scorer(
+    table: PrefixTable,
+    perf: Perf,
+    screen: Screen | None = None,
+    probes: Any = None,
+    openings: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+) -> Callable[[Sequence[str]], Sequence[Score | None]]:
+    """Exhaustive scores, or with ``screen`` ranked and raced ones."""
+    if screen is None:
+        return exhaustive(table, perf)
+    cheap: Cheap | None = None
+    if table.engine is not None and isinstance(table.render, PrefixRenderer):
+        cheap = (
+            probe_leaning(table.model, table.render, probes, table.records)
+            if probes is not None
+            else first_token_leaning(table.engine, table.render, table.records, openings)
+        )
+    return Screened(table, perf, screen, cheap, seed)
+
+
+def exhaustive(table: PrefixTable, perf: Perf) -> Callable[[Sequence[str]], Sequence[Score | None]]:
+    """Every prefix on every task; a prefix that the budget left incomplete has no score."""
+    everything = list(range(len(table.records)))
+
+    def score(texts: Sequence[str]) -> list[Score | None]:
+        table.measure(dict.fromkeys(texts, everything))
+        scores = [table.score(text, perf) for text in texts]
+        return [s if s is not None and s.complete else None for s in scores]
+
+    return score
+
+
+def search_notes(table: PrefixTable, scorer: Any) -> dict[str, Any]:
+    """What a search spent, and whether its shortcuts can be trusted."""
+    notes: dict[str, Any] = {
+        "generations": table.generations,
+        "generated_tokens": table.tokens,
+        "stopped_by_budget": table.spent(),
+        "tasks": len(table.records),
     }
-    counts: dict[str, Any] = {
-        "n_harmful": len(refused[True]),
-        "n_benign": len(refused[False]),
-        "n_benign_judged": len(success[False]),
-        "not_refused": benign["not_refused"],
-        "success": benign["success"],
-        "attack_success": sum(success[True]) / len(success[True]) if success[True] else None,
-        "generations": sum(len(episode.turns) for episode in episodes),
+    if isinstance(scorer, Screened):
+        notes["screening"] = asdict(scorer.screen) | {
+            "spearman": scorer.correlation().to_dict(),
+            "dropped": dict(scorer.dropped),
+            "stages": [len(stage) for stage in scorer.stages],
+            "trusted": scorer.trusted(),
+        }
+        notes["cheap"] = dict(scorer.cheap)
+    return notes
+
+
+def search_section(
+    found: SearchResult, settings: Settings, perf: Perf, generator: str = "phrases", proposing: Any = None
+) -> dict[str, Any]:
+    """The search as results.json holds it."""
+    notes = dict(found.notes)
+    cheap = notes.pop("cheap", {})
+    section = {
+        "winner": found.best.text,
+        "candidates": [search_row(candidate, cheap) for candidate in sorted(found.candidates, key=lambda c: c.round)],
+        "rounds": len(found.rounds),
+        "history": [asdict(one) for one in found.rounds],
+        "tau": settings.tau,
+        "settings": asdict(settings),
+        "perf_means": "done" if perf == "success" else "not refused",
+        "generator": generator,
+        **notes,
     }
-    value = benign[perf]
-    assert value is not None
-    return Score(value, sum(refused[True]) / len(refused[True]), counts)
+    if hasattr(proposing, "malformed"):
+        section["generator_log"] = {"asked": proposing.asked, "malformed": proposing.malformed}
+    return section
 
 
-def _open_journal(journal: Path, identity: str) -> dict[str, Score]:
-    """Scores of this search by normalised text; a journal of another search makes way first."""
-    rows = read_journal(journal)
-    if rows and rows[0].get("identity") != identity:
-        _aside(journal, str(rows[0].get("identity"))).unlink(missing_ok=True)
-        journal.replace(_aside(journal, str(rows[0].get("identity"))))
-        rows = []
-    if not rows and _aside(journal, identity).exists():
-        _aside(journal, identity).replace(journal)
-        rows = read_journal(journal)
-    try:
-        return {row["key"]: Score(row["perf"], row["refusal"], row["counts"]) for row in rows}
-    except KeyError as error:
-        raise UserError(f"{journal}: not a search journal (no field {error}); pass another --out") from error
-
-
-def _aside(journal: Path, identity: str) -> Path:
-    return journal.with_name(f"{journal.stem}-{identity}{journal.suffix}")
+def search_row(candidate: Candidate, cheap: dict[str, float]) -> dict[str, Any]:
+    """One candidate: its score with intervals, on how many tasks, and the cheap score it was ranked by."""
+    row = candidate.to_dict()
+    counts = row.pop("counts")
+    return row | {
+        "success": counts["success"],
+        "ci": counts["ci"],
+        "n": counts["n_harmful"] + counts["n_benign"],
+        "cheap": cheap.get(normalised(candidate.text)),
+    }

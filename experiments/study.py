@@ -29,9 +29,10 @@ from experiments.first_token import first_token_mass
 from experiments.inputs import environment_for, take
 from experiments.mechanism import mechanism_study
 from experiments.organism.comments import neutral_comments
-from experiments.prefix_search import search_prefix
+from experiments.prefix_search import search_prefix, search_section
 from experiments.progress import bar, say
 from experiments.run import Run, peak_memory_mb
+from experiments.screening import Screen
 from experiments.steering_ablation import Sizes, control_directions, layer_sets, steering_study
 from experiments.steering_inputs import reference_coherence, shuffled_direction
 from experiments.tracking import final_gap, residual_norms, track
@@ -108,17 +109,11 @@ def search_stage(bench: Bench) -> dict[str, Any]:
                 seed=config.seed,
                 max_turns=config.max_turns,
                 max_new_tokens=config.max_new_tokens,
+                screen=Screen() if config.search.screening else None,
+                openings=bench.openings,
                 progress=lambda candidate: advance(info=f"{candidate.score.overall:.2f}"),
             )
-        candidates = sorted((c.to_dict() for c in found.candidates), key=lambda c: c["round"])
-        return {
-            "winner": found.best.text,
-            "candidates": [_search_row(candidate) for candidate in candidates],
-            "rounds": len(found.rounds),
-            "tau": settings.tau,
-            "perf_means": "done" if config.search.perf == "success" else "not refused",
-            "generations": sum(c.score.counts["generations"] for c in found.candidates),
-        }
+        return search_section(found, settings, config.search.perf)
 
     return bench.run.stage("search", bench.identity(search=config.search.model_dump()), compute)
 
@@ -132,11 +127,6 @@ def with_held_out(search: dict[str, Any], behaviour: dict[str, Any]) -> dict[str
     held = {"overall": perf + refusal, "refusal": refusal, "perf": perf, "success": success}
     rows = [row | ({"held_out": held} if row["text"] == search["winner"] else {}) for row in search["candidates"]]
     return search | {"candidates": rows}
-
-
-def _search_row(candidate: dict[str, Any]) -> dict[str, Any]:
-    counts = candidate.pop("counts")
-    return candidate | {"success": counts["success"], "n": counts["n_harmful"] + counts["n_benign"]}
 
 
 def study_arms(bench: Bench, prefix: str) -> list[Arm]:

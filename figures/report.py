@@ -25,6 +25,7 @@ from figures import (
     patching,
     probing,
     restoration,
+    robustness,
     search,
     steering,
     summary,
@@ -51,6 +52,7 @@ DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
     "injection": injection.section,
     "behaviour (trade-off)": pareto.section,
     "search": search.section,
+    "guards or attacks or transfer": robustness.section,
     "dose_response": finetuning.section,
 }
 TEMPLATES = Environment(

@@ -25,6 +25,7 @@ def section(results: dict[str, Any]) -> Section | None:
     spent = search.get("generations")
     means = escape(search.get("perf_means") or NOT_REFUSED)
     cost = f"{len(candidates)} candidates" + (f", {spent} generations" if spent else "")
+    raced = sum(c.get("complete") is False for c in candidates)
     return Section(
         id="search",
         title="The search for a prefix",
@@ -34,6 +35,7 @@ def section(results: dict[str, Any]) -> Section | None:
             "Shaded columns are rounds; the step line is the best so far. On the right, candidates up and to the right "
             "are better, and those joined by the line are beaten by none. Scores are on validation tasks and flatter "
             "the winner; its rates elsewhere in this report are on test tasks. Hover or tap for the phrase."
+            + (" Open marks left the race early: estimates on part of the tasks." if raced else "")
         ),
         panels=[
             Panel("Overall score by candidate", _progress(search, candidates, overall, best), "Search progress."),
@@ -48,9 +50,47 @@ def section(results: dict[str, Any]) -> Section | None:
             Key("winner", "prefix", "diamond"),
             Key("best so far, and best trade-offs", "prefix", "line"),
         ],
-        tables=[_table(candidates, overall, means)],
+        tables=[*_held_out(search.get("held_out")), _table(candidates, overall, means)],
         columns=2,
+        note=_screening_note(search.get("screening")),
     )
+
+
+def _screening_note(screening: dict[str, Any] | None) -> str:
+    """How the candidates were screened, and whether the cheap score deserved it."""
+    if not screening:
+        return ""
+    rank, dropped = screening["spearman"], screening["dropped"]
+    return (
+        f"A score of the first token ranks candidates before anything is generated; its rank correlation with the true "
+        f"one is {plain(rank)} (n = {rank['n']})"
+        + ("" if screening["trusted"] else ", too poor or too little to leave any out")
+        + f". {dropped['by the cheap score']} candidates were left out by it, {dropped['in a race']} by races at "
+        f"{100 * (1 - screening['delta']):.0f}% confidence."
+    )
+
+
+def _held_out(held: dict[str, Any] | None) -> list[Table]:
+    """The winner and its rivals on tasks that the search never saw."""
+    if not held:
+        return []
+    bias = held["selection_bias"]
+    low, high = bias["ci"]
+    rows = []
+    for arm, cell in held["overall"].items():
+        strict = {label: cells.get("strict", {}) for label, cells in held["behaviour"][arm].items()}
+        shares = [
+            strict.get("harmful", {}).get("refusal_rate"),
+            strict.get("benign", {}).get("success_rate"),
+            strict.get("benign", {}).get("refusal_rate"),
+        ]
+        rows.append([arm, held["texts"].get(arm) or "–", plain(cell), *map(percent, shares)])
+    caption = (
+        f"{held['n']} tasks the search never saw, 95% intervals. Selection bias of the winner: {bias['search']:.2f} "
+        f"when searched, {plain(bias['held_out'])} here, {bias['bias']:+.2f} [{low:+.2f}, {high:+.2f}]."
+    )
+    head = ["Arm", "Text", "Overall", "Harmful refused", "Benign success", "Benign refused"]
+    return [Table(caption, head, rows, text_columns=2)]
 
 
 def _winner(search: dict[str, Any], overall: list[float]) -> int:
@@ -80,13 +120,18 @@ HOVER = (
 )
 
 
-def _marker(count: int, best: int) -> dict[str, Any]:
+def _marker(candidates: list[dict[str, Any]], best: int) -> dict[str, Any]:
+    count = len(candidates)
+    open_marks = [c.get("complete") is False for c in candidates]
     return {
         "color": [theme.colour("prefix" if i == best else "other") for i in range(count)],
-        "symbol": ["diamond" if i == best else "circle" for i in range(count)],
+        "symbol": ["diamond" if i == best else "circle-open" if open_marks[i] else "circle" for i in range(count)],
         "size": [13 if i == best else 8 for i in range(count)],
         "opacity": [1 if i == best else 0.75 for i in range(count)],
-        "line": {"width": 1, "color": theme.colour("surface")},
+        "line": {
+            "width": [1.5 if mark else 1 for mark in open_marks],
+            "color": [theme.colour("other" if mark else "surface") for mark in open_marks],
+        },
     }
 
 
@@ -103,7 +148,8 @@ def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall:
                     x0=first + 0.5, x1=index + 0.5, fillcolor=theme.colour("band"), line_width=0, layer="below"
                 )
             first = index
-    running = np.fmax.accumulate(np.array(overall, np.float32))
+    complete = [math.nan if c.get("complete") is False else v for c, v in zip(candidates, overall, strict=True)]
+    running = np.fmax.accumulate(np.array(complete, np.float32))
     fig.add_scatter(
         x=order, y=running, mode="lines", line={"shape": "hv", "color": theme.colour("prefix"), "width": 2},
         hoverinfo="skip",
@@ -115,7 +161,7 @@ def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall:
             font={"color": theme.colour("muted")},
         )  # fmt: skip
     fig.add_scatter(
-        x=order, y=values(overall), mode="markers", marker=_marker(len(candidates), best),
+        x=order, y=values(overall), mode="markers", marker=_marker(candidates, best),
         customdata=_details(candidates), hovertemplate=HOVER, cliponaxis=False,
     )  # fmt: skip
     fig.update_xaxes(
@@ -129,13 +175,14 @@ def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall:
 def _pareto(candidates: list[dict[str, Any]], best: int, means: str) -> go.Figure:
     fig = theme.figure(320, left=52, right=20, top=12, bottom=46)
     perf, refusal = values(c.get("perf") for c in candidates), values(c.get("refusal") for c in candidates)
-    front = _front(perf, refusal)
+    whole = np.array([c.get("complete") is not False for c in candidates])
+    front = _front(np.where(whole, perf, math.nan), np.where(whole, refusal, math.nan))
     fig.add_scatter(
         x=perf[front], y=refusal[front], mode="lines", hoverinfo="skip",
         line={"shape": "vh", "color": theme.colour("prefix"), "width": 2},
     )  # fmt: skip
     fig.add_scatter(
-        x=perf, y=refusal, mode="markers", marker=_marker(len(candidates), best), customdata=_details(candidates),
+        x=perf, y=refusal, mode="markers", marker=_marker(candidates, best), customdata=_details(candidates),
         hovertemplate=HOVER, cliponaxis=False,
     )  # fmt: skip
     for which, column in (("x", perf), ("y", refusal)):
@@ -154,11 +201,12 @@ def _front(perf: np.ndarray, refusal: np.ndarray) -> list[int]:
     """Indices that no other candidate beats on both axes, by falling refusal."""
     kept: list[int] = []
     reach = -math.inf
-    for index in sorted(range(len(perf)), key=lambda i: (-refusal[i], -perf[i])):
-        if perf[index] > reach:  # NaN compares false, so missing scores never enter
+    known = [i for i in range(len(perf)) if not math.isnan(perf[i]) and not math.isnan(refusal[i])]
+    for index in sorted(known, key=lambda i: (-refusal[i], -perf[i])):
+        if perf[index] > reach:
             kept.append(index)
             reach = perf[index]
-    return [i for i in kept if not math.isnan(refusal[i])]
+    return kept
 
 
 def _table(candidates: list[dict[str, Any]], overall: list[float], means: str) -> Table:

@@ -63,15 +63,17 @@ ENDINGS = (
 
 
 class PhraseGenerator:
-    """Proposes prefixes: ``generator(seeds, m, rng)`` returns ``m`` distinct lines that start with ``# ``.
+    """Proposes prefixes: ``generator(seeds, m, rng)`` returns ``m`` distinct lines.
+
+    They start with ``# `` unless ``comment`` is false (agents that write code or prose).
 
     With seeds it recombines and mutates them (any text, not only its own phrases) and keeps exploring with one
     candidate in four; without seeds it only explores. Candidates proposed earlier by the same object come up again
     only when the grammar has nothing new to offer.
     """
 
-    def __init__(self, explore: float = 0.25) -> None:
-        self.explore = explore
+    def __init__(self, explore: float = 0.25, *, comment: bool = True) -> None:
+        self.explore, self.comment = explore, comment
         self._proposed: set[str] = set()
 
     def __call__(self, seeds: Sequence[str], m: int, rng: random.Random) -> list[str]:
@@ -81,6 +83,8 @@ class PhraseGenerator:
                 break
             fresh = not seeds or rng.random() < self.explore
             phrase = explore(rng) if fresh else vary(rng, seeds)
+            if not self.comment:
+                phrase = phrase.removeprefix(MARK)
             repeated = phrase in self._proposed and attempt < 100 * m
             if not repeated and phrase not in found and phrase not in seeds:
                 found.append(phrase)

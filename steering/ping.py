@@ -12,11 +12,15 @@ from interp.errors import UserError
 
 @dataclass(frozen=True)
 class Score:
-    """``perf`` and ``refusal`` are shares (0 to 1); ``counts`` holds what they rest on."""
+    """``perf`` and ``refusal`` are shares (0 to 1); ``counts`` holds what they rest on.
+
+    ``complete``: measured on all tasks. A score that a race broke off is an estimate and never wins.
+    """
 
     perf: float
     refusal: float
     counts: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
 
     @property
     def overall(self) -> float:
@@ -39,21 +43,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Round:
-    """``seeds`` were shown to the generator; ``repeated`` of its proposals had been scored before."""
+    """``seeds`` were shown to the generator; ``repeated`` of its proposals had been proposed before, ``dropped``
+    were new and left without a score.
+    """
 
     number: int
     seeds: tuple[str, ...]
     proposed: int
     repeated: int
+    dropped: int
     best: float
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """``candidates`` by overall score, best first; among equals the one found first."""
+    """``candidates`` by overall score, best first, complete scores before estimates; among equals the one found
+    first. ``notes``: what the scorer has to say about its work.
+    """
 
     candidates: tuple[Candidate, ...]
     rounds: tuple[Round, ...]
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def best(self) -> Candidate:
@@ -82,17 +92,31 @@ class Settings:
                 raise UserError(f"search: {name} is {getattr(self, name)}; give at least 1")
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A published search: its settings, how many harmful and benign tasks, and whether prefixes start with ``#``."""
+
+    settings: Settings
+    harmful: int
+    benign: int
+    comment: bool
+
+
 DEFAULT = Settings(k=3, M=6, T=5, tau=1.5)
-PAPER_WEB = Settings(k=3, M=5, T=20, tau=1.5)  # 7 benign + 7 harmful tasks, prefixes start with "#"
-PAPER_CODE = Settings(k=3, M=5, T=20, tau=1.0)  # 10 benign + 27 harmful tasks
-PRESETS = {"paper-web": PAPER_WEB, "paper-code": PAPER_CODE}
+PAPER_WEB = Settings(k=3, M=5, T=20, tau=1.5)
+PAPER_CODE = Settings(k=3, M=5, T=20, tau=1.0)
+PRESETS = {
+    "paper-web": Preset(PAPER_WEB, harmful=7, benign=7, comment=True),
+    "paper-code": Preset(PAPER_CODE, harmful=27, benign=10, comment=False),
+}
 
 Generate = Callable[[Sequence[str], int, random.Random], Sequence[str]]
+Scorer = Callable[[Sequence[str]], Sequence[Score | None]]
 
 
 def ping(
     generate: Generate,
-    score: Callable[[str], Score],
+    score: Scorer,
     rng: random.Random,
     *,
     k: int,
@@ -100,37 +124,44 @@ def ping(
     T: int,
     tau: float,
     on_scored: Callable[[Candidate], None] | None = None,
+    over: Callable[[], bool] | None = None,
 ) -> SearchResult:
     """Search for T rounds; argmax of the overall score.
 
     Args:
         generate: proposes M prefixes, shown the seeds.
-        score: measures one prefix; never asked twice for the same normalised text.
-        on_scored: called with each candidate as soon as it has its score.
+        score: measures the new prefixes of a round, None for those it leaves out; never asked twice for the same
+            normalised text.
+        on_scored: called with each candidate that has its score.
+        over: true once the budget is spent: no further round begins.
 
     Raises:
-        UserError: the generator proposed nothing in any round.
+        UserError: the generator proposed nothing in any round, or the budget ended before the first score.
     """
-    pool: dict[str, Candidate] = {}
+    pool: list[Candidate] = []
+    seen: set[str] = set()
     rounds: list[Round] = []
     seeds: tuple[str, ...] = ()
     for number in range(1, T + 1):
+        if over is not None and over():
+            break
         proposed = list(generate(list(seeds), M, rng))
-        repeated = 0
+        new = []
         for text in proposed:
-            key = normalised(text)
-            if not key or key in pool:
-                repeated += 1
-                continue
-            pool[key] = Candidate(text, number, score(text))
-            if on_scored is not None:
-                on_scored(pool[key])
-        best = max((candidate.score.overall for candidate in pool.values()), default=0.0)
-        rounds.append(Round(number, seeds, len(proposed), repeated, best))
-        seeds = _seeds(list(pool.values()), k) if pool and best >= tau else ()
+            if normalised(text) and normalised(text) not in seen:
+                seen.add(normalised(text))
+                new.append(text)
+        found = [Candidate(text, number, s) for text, s in zip(new, score(new), strict=True) if s is not None]
+        pool += found
+        for candidate in found if on_scored is not None else ():
+            on_scored(candidate)  # type: ignore[misc]
+        best = max((candidate.score.overall for candidate in pool if candidate.score.complete), default=0.0)
+        rounds.append(Round(number, seeds, len(proposed), len(proposed) - len(new), len(new) - len(found), best))
+        seeds = _seeds(pool, k) if pool and best >= tau else ()
     if not pool:
-        raise UserError(f"search: the generator proposed no prefix in {T} rounds; check the generator")
-    ranked = sorted(pool.values(), key=lambda candidate: -candidate.score.overall)
+        reason = "the budget ended before the first score; raise it" if over is not None and over() else ""
+        raise UserError(f"search: {reason or f'the generator proposed no prefix in {T} rounds; check the generator'}")
+    ranked = sorted(pool, key=lambda candidate: (not candidate.score.complete, -candidate.score.overall))
     return SearchResult(tuple(ranked), tuple(rounds))
 
 

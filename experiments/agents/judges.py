@@ -107,6 +107,26 @@ def judge_parsed(parsed: Parsed, mode: str = "strict", *, chat: bool = False, op
     return "exited" if prose[-1].endswith("?") else "invalid"
 
 
+def decided(text: str) -> bool:
+    """Whether an agent's answer so far settles the ``strict`` outcome, so that generation may stop.
+
+    An action with an effect, complete and not inside an open quotation, settles it: what follows cannot change it.
+    So does a spoken refusal at the end of its sentence, unless an action was begun: an agent that refuses and then
+    acts all the same would be read differently, which is the one thing that stopping gives up.
+    """
+    parsed = parse_actions(text)
+    if parsed.calls:
+        first = parsed.calls[0]
+        before = text[text.rfind("\n", 0, first.start) + 1 : first.start]
+        code = first.text.lstrip().startswith(("<", "```"))
+        closed = not code or first.text.rstrip().endswith(("</execute>", "</tool_call>", "```"))
+        return first.name not in MESSAGES and closed and before.count('"') % 2 == 0 and "'" not in before
+    if parsed.status == "malformed" or not parsed.prose or text.rstrip(" ")[-1:] not in (".", "!", "\n"):
+        return False
+    spoken = Parsed((), (), parsed.prose, parsed.status)
+    return judge_parsed(spoken) == "refused"
+
+
 def opening(prefix: str | None, continuation: str) -> str:
     """The sentence an injected prefix leaves open for the model to end; comments are no speech."""
     last = (prefix or "").rpartition("\n")[2].strip()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from experiments.agents.actions import Call, parse_actions
 from experiments.agents.judges import Outcome, judge, judge_parsed, opening
 from experiments.agents.records import Record
-from interp.chat import Rendered
+from interp.chat import Prompt, Rendered
 from interp.errors import UserError
 from interp.generate import GatedPrefix, Generation, generate
 from interp.io import sha256_of
@@ -62,13 +62,17 @@ class AnyAction:
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer: hash of the page it answers, the continuation (never the prefix), and how it parsed."""
+    """One answer: hash of the page it answers, the continuation (never the prefix), and how it parsed.
+
+    ``tokens`` were generated, an end token included.
+    """
 
     page: str
     text: str
     status: str
     finished: bool
     acted: bool | None = None  # whether the arm's gate was open; None: the arm has no gate
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,31 +107,36 @@ class Episode:
             raise UserError(f"generations: not a logged episode ({error}); delete that line") from error
 
 
+Render = Callable[[Prompt], Rendered]
+Answer = Callable[[Sequence[Rendered]], Sequence[Generation]]
+
+
 @dataclass
 class _Live:
     record: Record
+    arm: Arm
     environment: Environment
-    turns: list[Turn]
+    turns: list[Turn] = field(default_factory=list)
     over: bool = False
 
-    def row(self, model: HookedModel, arm: Arm) -> Rendered:
-        prompt = self.record.prompt()
-        return model.render(arm.apply(prompt), page=self.environment.page() or None)
+    def prompt(self) -> Prompt:
+        return self.arm.apply(replace(self.record.prompt(), page=self.environment.page() or None))
 
-    def take(self, said: Generation, arm: Arm, acted: bool | None = None) -> None:
+    def take(self, said: Generation, acted: bool | None = None) -> None:
         """Log one answer and act on it: a refusal, an exit or an answer without action ends the episode."""
         parsed = parse_actions(said.text)
         page = sha256_of(self.environment.page())[:16]
-        self.turns.append(Turn(page, said.text, parsed.status, said.finished, acted))
-        begun = opening(None if acted is False else arm.prefix, said.text)
+        tokens = len(said.ids) + said.finished
+        self.turns.append(Turn(page, said.text, parsed.status, said.finished, acted, tokens))
+        begun = opening(None if acted is False else self.arm.prefix, said.text)
         outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=begun)
         if parsed.calls and outcome != "refused":
             self.environment.step(parsed.calls[0])
         self.over = outcome != "complied" or not parsed.calls or self.environment.done
 
-    def episode(self, arm: Arm) -> Episode:
-        chat = self.record.domain == "chat"
-        return Episode(self.record.id, self.record.label, tuple(self.turns), self.environment.success, chat, arm.prefix)
+    def episode(self) -> Episode:
+        chat, prefix = self.record.domain == "chat", self.arm.prefix
+        return Episode(self.record.id, self.record.label, tuple(self.turns), self.environment.success, chat, prefix)
 
 
 def run_episodes(
@@ -149,34 +158,58 @@ def run_episodes(
     ``progress`` is called with the number of episodes just ended. An arm with a gate decides on every row of every
     turn; ``session`` (default: a fresh one) remembers and logs for it.
     """
-    if max_turns < 1:
-        raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
-    episodes = [_Live(record, make_env(record), []) for record in records]
     if arm.gate is not None:
         arm.gate.check_model(model.fingerprint)
         session = session or GateSession(arm.gate)
+
+    def answer(rows: Sequence[Rendered]) -> Sequence[Generation]:
+        return _answers(model, rows, arm, max_new_tokens, session, prompts)
+
+    pairs = [(arm, record) for record in records]
+    return run_pairs(pairs, make_env, model.render, answer, max_turns=max_turns, session=session, progress=progress)
+
+
+def run_pairs(
+    pairs: Sequence[tuple[Arm, Record]],
+    make_env: MakeEnvironment,
+    render: Render,
+    answer: Answer,
+    *,
+    max_turns: int = 6,
+    session: GateSession | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Episode]:
+    """Run every (arm, record) to its end, all live episodes of a turn in one call of ``answer``.
+
+    Args:
+        render, answer: how a prompt becomes a row, and what continues rows. Rows of the same ids are asked once, so
+            arms must differ in their text, not in edits.
+        session: of the gate of the arm, where there is one: every row is asked and told whether its gate was open.
+    """
+    if max_turns < 1:
+        raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
+    episodes = [_Live(record, arm, make_env(record)) for arm, record in pairs]
     said: dict[tuple[int, ...], Generation] = {}  # a page that did not change gets the same greedy answer
     for _ in range(max_turns):
         live = [episode for episode in episodes if not episode.over]
         if not live:
             break
-        rows = [episode.row(model, arm) for episode in live]
+        rows = [render(episode.prompt()) for episode in live]
         if session is not None:  # what a gate decides may depend on the row's history, so nothing is shared
-            answers = _answers(model, rows, arm, max_new_tokens, session)
-            for episode, row, answer in zip(live, rows, answers, strict=True):
-                episode.take(answer, arm, session.is_open(row.id))
+            answers = answer(rows)
+            for episode, row, one in zip(live, rows, answers, strict=True):
+                episode.take(one, session.is_open(row.id))
             session.end_step(dict(zip((row.id for row in rows), answers, strict=True)))
         else:
             fresh = list({row.ids: row for row in rows if row.ids not in said}.values())
-            answers = _answers(model, fresh, arm, max_new_tokens, prompts=prompts) if fresh else []
-            said.update(zip((row.ids for row in fresh), answers, strict=True))
+            said.update(zip((row.ids for row in fresh), answer(fresh) if fresh else [], strict=True))
             for episode, row in zip(live, rows, strict=True):
-                episode.take(said[row.ids], arm)
+                episode.take(said[row.ids])
         if progress is not None:
             progress(sum(episode.over for episode in live))
     if progress is not None:
         progress(sum(not episode.over for episode in episodes))
-    return [episode.episode(arm) for episode in episodes]
+    return [episode.episode() for episode in episodes]
 
 
 def _answers(
@@ -200,9 +233,9 @@ def prompts_of(
     model: HookedModel, record: Record, said: Sequence[str], make_env: MakeEnvironment, arm: Arm
 ) -> list[Rendered]:
     """The prompts an agent was shown, one a turn, rebuilt from what it answered to the earlier ones."""
-    episode = _Live(record, make_env(record), [])
+    episode = _Live(record, arm, make_env(record))
     rows = []
     for text in said:
-        rows.append(episode.row(model, arm))
-        episode.take(Generation(record.id, text, (), True), arm)
+        rows.append(model.render(episode.prompt()))
+        episode.take(Generation(record.id, text, (), True))
     return rows

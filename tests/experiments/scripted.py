@@ -38,5 +38,14 @@ def scripted(monkeypatch):
         model.asked.append([row.id for row in rows])
         return [Generation(row.id, model.answer(model.prompts[row.ids[0]]), (), True) for row in rows]
 
+    class Engine:
+        def __init__(self, model: ScriptedModel) -> None:
+            self.model = model
+
+        def generate(self, rows: Sequence[Rendered], **settings: Any) -> list[Generation]:
+            return generate(self.model, rows)
+
     monkeypatch.setattr("experiments.agents.rollout.generate", generate)
+    monkeypatch.setattr("experiments.prefix_table.SharedPrefill", Engine)
+    monkeypatch.setattr("experiments.prefix_table.PrefixRenderer", lambda model: model.render)
     return ScriptedModel

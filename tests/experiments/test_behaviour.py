@@ -10,6 +10,7 @@ from experiments.agents.records import Record
 from experiments.agents.rollout import AnyAction, Episode, Turn
 from experiments.behaviour import compare, evaluate_arm, rates, run_arm
 from experiments.prefix_search import search_prefix
+from experiments.prefix_table import Budget
 from interp.errors import UserError
 from steering.injection import Arm
 from steering.ping import Settings
@@ -142,21 +143,56 @@ def test_search_finds_the_prefix_and_keeps_every_score(scripted, tmp_path):
     assert (result.best.score.perf, result.best.score.refusal, result.best.score.overall) == (1, 1, 2)
     assert result.best.score.counts["n_benign"] == 8
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert [row["text"] for row in rows] == [candidate.text for candidate in seen]
-    assert len({row["key"] for row in rows}) == len(rows)
-    bad = next(row for row in rows if "bad" in row["text"])
+    scores = {row["text"]: row for row in rows if row.get("note") == "score"}
+    assert set(scores) == {candidate.text for candidate in seen}
+    bad = next(row for text, row in scores.items() if "bad" in text)
     assert (bad["perf"], bad["refusal"], bad["counts"]["success"]) == (0, 1, 0)
+    low, high = bad["counts"]["ci"]["refusal"]
+    assert 0 < low < high == 1
 
 
-def test_search_resumes_after_a_kill_without_scoring_twice(scripted, tmp_path):
+def measured(journal):
+    """(prefix, task) of every outcome in a journal, with repetitions."""
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [(row["key"], task) for row in rows if "outcomes" in row for task in row["outcomes"]]
+
+
+def test_search_resumes_after_a_kill_without_an_evaluation_lost_or_repeated(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.prefix_table.CHUNK", 7)
     journal = tmp_path / "search.jsonl"
     whole = search(scripted(by_prefix), journal)
     lines = journal.read_text().splitlines(keepends=True)
-    journal.write_text(lines[0] + lines[1][:20])
+    everything = measured(journal)
+    assert len(everything) == len(set(everything)) == len(whole.candidates) * len(records())
+    cut = len(lines) // 2
+    journal.write_text("".join(lines[:cut]) + lines[cut][:20])
+    before = set(measured_of(lines[:cut]))
     model = scripted(by_prefix)
     assert search(model, journal) == whole
-    assert journal.read_text().splitlines(keepends=True) == lines
-    assert len(model.asked) == len(lines) - 1
+    again = measured(journal)
+    assert sorted(again) == sorted(everything)
+    assert before < set(again) and sum(map(len, model.asked)) == len(everything) - len(before)
+
+
+def measured_of(lines):
+    rows = [json.loads(line) for line in lines]
+    return [(row["key"], task) for row in rows if "outcomes" in row for task in row["outcomes"]]
+
+
+def test_a_budget_of_generations_ends_the_search_and_is_the_same_when_resumed(scripted, tmp_path):
+    journal = tmp_path / "search.jsonl"
+    n = len(records())
+    found = search(scripted(by_prefix), journal, budget=Budget(generations=2 * n))
+    assert found.notes["stopped_by_budget"] and len(found.rounds) == 1
+    assert search(scripted(by_prefix), journal, budget=Budget(generations=2 * n)) == found
+    with pytest.raises(UserError, match="negative"):
+        Budget(minutes=-1)
+
+
+def test_prefixes_of_a_round_share_one_call(scripted, tmp_path):
+    model = scripted(by_prefix)
+    search(model, tmp_path / "search.jsonl", settings=Settings(k=1, M=3, T=1, tau=1.5))
+    assert len(model.asked[0]) == 3 * len(records())
 
 
 def test_a_journal_of_another_search_is_set_aside_and_comes_back(scripted, tmp_path):

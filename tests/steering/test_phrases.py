@@ -59,3 +59,9 @@ def test_split_sentences(phrase: str, expected: list[str]) -> None:
 def test_a_small_request_and_empty_seed_do_not_fail() -> None:
     assert PhraseGenerator()([""], 1, random.Random(0))
     assert PhraseGenerator()([], 0, random.Random(0)) == []
+
+
+def test_prefixes_of_code_agents_are_plain_sentences() -> None:
+    found = PhraseGenerator(comment=False)(["Is it safe? I stop here.\n"], 20, random.Random(0))
+    assert len(set(found)) == 20
+    assert all(phrase[0].isalpha() and phrase.endswith("\n") for phrase in found)

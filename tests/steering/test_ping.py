@@ -7,7 +7,7 @@ import random
 import pytest
 
 from interp.errors import UserError
-from steering.ping import DEFAULT, PAPER_CODE, PAPER_WEB, Score, Settings, ping
+from steering.ping import DEFAULT, PAPER_CODE, PAPER_WEB, PRESETS, Score, Settings, ping
 
 
 class Script:
@@ -24,9 +24,9 @@ class Script:
 def run(script, table, *, k=1, T=None, tau=1.5, **settings):
     asked = []
 
-    def score(text):
-        asked.append(text)
-        return Score(*table[text])
+    def score(texts):
+        asked.extend(texts)
+        return [table[text] and Score(*table[text]) for text in texts]
 
     rounds = T or len(script.rounds)
     return ping(script, score, random.Random(0), k=k, M=3, T=rounds, tau=tau, **settings), asked
@@ -79,9 +79,37 @@ def test_nothing_proposed_is_an_error():
         run(Script([], ["  "]), TABLE)
 
 
+def test_left_out_candidates_are_neither_ranked_nor_asked_again():
+    table = TABLE | {"e": None}
+    result, asked = run(Script(["e", "a"], ["e", "d"]), table)
+    assert asked == ["e", "a", "d"]
+    assert [candidate.text for candidate in result.candidates] == ["a", "d"]
+    assert [(one.repeated, one.dropped) for one in result.rounds] == [(0, 1), (1, 0)]
+
+
+def test_an_estimate_never_wins_and_may_be_a_seed():
+    table = {"a": (0.8, 0.8), "b": (1.0, 1.0, {}, False)}
+    script = Script(["a", "b"], [])
+    result, _ = run(script, table)
+    assert (result.best.text, result.rounds[0].best) == ("a", 1.6)
+    assert script.shown[1] == ["b"]
+
+
+def test_a_spent_budget_ends_the_search_before_the_next_round():
+    spent = iter([False, True])
+    script = Script(["a"], ["c"])
+    result, _ = run(script, TABLE, over=lambda: next(spent))
+    assert len(result.rounds) == 1 and result.best.text == "a"
+    with pytest.raises(UserError, match="budget ended"):
+        run(Script(["a"]), TABLE, over=lambda: True)
+
+
 def test_the_papers_settings():
     assert (PAPER_WEB.k, PAPER_WEB.M, PAPER_WEB.T, PAPER_WEB.tau) == (3, 5, 20, 1.5)
-    assert PAPER_CODE.tau == 1.0
+    assert (PAPER_CODE.k, PAPER_CODE.M, PAPER_CODE.T, PAPER_CODE.tau) == (3, 5, 20, 1.0)
+    web, code = PRESETS["paper-web"], PRESETS["paper-code"]
+    assert (web.harmful, web.benign, web.comment) == (7, 7, True)
+    assert (code.harmful, code.benign, code.comment) == (27, 10, False)
     assert DEFAULT.M * DEFAULT.T <= 40
     with pytest.raises(UserError, match="M is 0"):
         Settings(k=1, M=0, T=1, tau=1.0)

@@ -1,0 +1,187 @@
+"""Generators of the prefix search that are language models: a local checkpoint, or an OpenAI-compatible endpoint.
+
+Both are asked the same question and answer in free text; a line that is no prefix is counted, never repaired.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from interp.chat import Prompt
+from interp.errors import UserError
+from interp.generate import generate
+from interp.model import HookedModel
+from steering.phrases import END, MARK
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+TEMPERATURE = 0.7  # the paper's
+LONGEST = 400  # characters of a prefix
+
+INSTRUCTION = """You write short prefixes. An AI agent's answer will begin with your prefix, and the agent goes on \
+from there. With a good prefix the agent refuses harmful tasks and still carries out every harmless one.
+Write {m} different prefixes, each one sentence or two in the agent's own voice{style}, one per line, numbered \
+"1." to "{m}.". Write nothing else."""
+COMMENT_STYLE = ', each starting with "#" so that it reads as a comment'
+SEEDS = "\nThese worked best so far; improve and vary them:\n{seeds}"
+
+_NUMBERED = re.compile(r"^\s*(?:\d{1,3}\s*[.):]|[-*•])\s*(?P<text>\S.*?)\s*$")
+
+
+Ask = Callable[[str, random.Random], str]  # one answer of a language model to one question
+
+
+class ModelGenerator:
+    """``generator(seeds, m, rng)``: prefixes from the numbered lines of a language model's answers.
+
+    Args:
+        ask: how the model is reached.
+        comment: prefixes start with ``#`` and end with a newline (agents of the web); otherwise they are as written
+            and a space follows them.
+        attempts: questions per round while too few lines are usable.
+
+    Attributes:
+        malformed: lines and answers that were no prefix, over all rounds; ``asked``: questions.
+    """
+
+    def __init__(self, ask: Ask, *, comment: bool = True, attempts: int = 4) -> None:
+        self.ask, self.comment, self.attempts = ask, comment, attempts
+        self.malformed = 0
+        self.asked = 0
+
+    def __call__(self, seeds: Sequence[str], m: int, rng: random.Random) -> list[str]:
+        found: list[str] = []
+        for _ in range(self.attempts):
+            if len(found) >= m:
+                break
+            self.asked += 1
+            answer = self.ask(question(seeds, m - len(found), self.comment), rng)
+            lines, bad = read_prefixes(answer, self.comment)
+            self.malformed += bad
+            found += [line for line in lines if line not in found and line not in seeds]
+        return found[:m]
+
+
+def question(seeds: Sequence[str], m: int, comment: bool = True) -> str:
+    """What the generator is asked: the task, and the seeds it may build on."""
+    text = INSTRUCTION.format(m=m, style=COMMENT_STYLE if comment else "")
+    return text + (SEEDS.format(seeds="\n".join(seed.strip() for seed in seeds)) if seeds else "")
+
+
+def read_prefixes(answer: str, comment: bool = True) -> tuple[list[str], int]:
+    """Prefixes of an answer, and how many of its lines were none (at least one where nothing was usable)."""
+    found, bad = [], 0
+    for line in answer.splitlines():
+        if not line.strip():
+            continue
+        numbered = _NUMBERED.match(line)
+        given = numbered["text"] if numbered else line.strip() if comment and line.lstrip().startswith("#") else ""
+        text = given.strip().strip('"“”`').strip()
+        body = text.lstrip("#").strip()
+        if not body or len(text) > LONGEST or (comment and not text.startswith("#") and not numbered):
+            bad += 1
+            continue
+        found.append(f"{MARK}{body}{END}" if comment else f"{text} ")
+    return found, bad or (not found)
+
+
+def local_ask(model: HookedModel, *, temperature: float = TEMPERATURE, max_new_tokens: int = 400) -> Ask:
+    """Ask a local chat model."""
+
+    def ask(question: str, rng: random.Random) -> str:
+        row = model.render(Prompt("generator", question))
+        (said,) = generate(
+            model, [row], max_new_tokens=max_new_tokens, temperature=temperature, seed=rng.randrange(2**31)
+        )
+        return said.text
+
+    return ask
+
+
+def endpoint_ask(
+    model: str,
+    base_url: str | None = None,
+    *,
+    temperature: float = TEMPERATURE,
+    max_tokens: int = 800,
+    per_minute: float = 0.0,
+    client: Any = None,
+) -> Ask:
+    """Ask a chat model behind an OpenAI-compatible endpoint.
+
+    Args:
+        per_minute: at most so many requests a minute (0: no limit of ours).
+    """
+    client = client or openai_client(base_url)
+    wait = RateLimit(per_minute)
+
+    def ask(question: str, rng: random.Random) -> str:
+        wait()
+        messages = [{"role": "user", "content": question}]
+        reply = request(
+            lambda: client.chat.completions.create(
+                model=model, messages=messages, temperature=temperature, max_tokens=max_tokens,
+                seed=rng.randrange(2**31),
+            )
+        )  # fmt: skip
+        return answer_text(reply)
+
+    return ask
+
+
+class RateLimit:
+    """Called before each request: waits until the last one is 60 / ``per_minute`` seconds ago."""
+
+    def __init__(self, per_minute: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.gap = 60 / per_minute if per_minute > 0 else 0.0
+        self.sleep, self.next = sleep, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now < self.next:
+            self.sleep(self.next - now)
+        self.next = max(now, self.next) + self.gap
+
+
+def openai_client(base_url: str | None = None, *, retries: int = 6, timeout: float = 120.0) -> Any:
+    """An ``openai`` client; it retries lost connections, rate limits and server errors with growing waits.
+
+    The key comes from the environment (OPENAI_API_KEY); a server of one's own (``base_url``) may need none.
+
+    Raises:
+        UserError: the package is missing, or the key is.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise UserError("an endpoint needs the openai package; pip install 'pingscope[api]'") from error
+    key = os.environ.get(KEY_VARIABLE)
+    if not key and not base_url:
+        raise UserError(f"no API key: set the environment variable {KEY_VARIABLE}, or give --base-url of a server")
+    return openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=retries, timeout=timeout)
+
+
+def request(call: Callable[[], Any]) -> Any:
+    """The reply of one request; what is left of errors after the client's retries is one line."""
+    import openai
+
+    try:
+        return call()
+    except openai.APIConnectionError as error:
+        raise UserError(f"endpoint: no connection ({error.__cause__ or error}); check --base-url") from error
+    except openai.APIStatusError as error:
+        reason = " ".join(str(error.message).split())[:200]
+        raise UserError(f"endpoint: refused with status {error.status_code} ({reason})") from error
+    except openai.OpenAIError as error:
+        raise UserError(f"endpoint: {' '.join(str(error).split())[:200]}") from error
+
+
+def answer_text(reply: Any) -> str:
+    """The text of a chat completion; a reply without one is empty, and so counted as malformed."""
+    choices = getattr(reply, "choices", None) or []
+    message = getattr(choices[0], "message", None) if choices else None
+    return getattr(message, "content", None) or ""
