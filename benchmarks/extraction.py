@@ -87,7 +87,9 @@ def random_model(shape: str, device: str, dtype: torch.dtype) -> HookedModel:
     with torch.device(device):
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token="<pad>", eos_token="<end>")
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"  # part of a store's identity
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.content }}{% endfor %}"  # part of a store's identity
+    )
     return HookedModel(hf.eval(), tokenizer, name=shape)
 
 

@@ -180,10 +180,12 @@ def probe_command(store_path: Path, out: Path, pooling: str, strength: str, othe
         raise UserError(f"--C {strength!r}: give a positive number, or cv to choose it")
     found = probe_store(store_path, out, pooling=pooling, C=C, other_path=other, seed=seed)
     table = found["layers"]
-    columns = [name for name in PROBE_COLUMNS if any(name in row for row in table.values())]
-    rows = [[layer, f"{row['C']:g}", *(percent(row.get(name)) for name in columns)] for layer, row in table.items()]
+    rows = [[layer, f"{row['C']:g}", *(percent(row[name]) for name in QUALITY)] for layer, row in table.items()]
     caption = f"per cent [95% interval], held out, n = {found['n']}, {pooling}"
-    print_table(["layer", "C", *columns], rows, caption)
+    print_table(["layer", "C", *QUALITY], rows, caption)
+    columns = [name for name in CONTROLS if any(name in row for row in table.values())]
+    rows = [[layer, *(percent(row.get(name)) for name in columns)] for layer, row in table.items()]
+    print_table(["layer", *columns], rows, "beside it: per cent [95% interval]")
     for name, cell in found["baselines"].items():
         typer.echo(f"without activations, {name}: {percent(cell)}")
     astray = [layer for layer, row in table.items() if not row["converged"]]
@@ -191,11 +193,8 @@ def probe_command(store_path: Path, out: Path, pooling: str, strength: str, othe
     typer.echo(f"probes: {out}")
 
 
-PROBE_COLUMNS = (
-    "auroc",
-    "accuracy",
-    "tpr_at_1fpr",
-    "calibration_error",
+QUALITY = ("auroc", "accuracy", "tpr_at_1fpr", "calibration_error", "brier")
+CONTROLS = (
     "shuffled_auroc",
     "random_auroc",
     "means_auroc",
@@ -203,6 +202,7 @@ PROBE_COLUMNS = (
     "transfer_auroc",
     "transfer_back_auroc",
 )
+
 
 FOREIGN_PROMPTS = (
     "The model organism was never trained on prompts like these: its logits here are extrapolation, not evidence about "

@@ -241,7 +241,7 @@ def steering_stage(bench: Bench) -> dict[str, Any]:
             bench.test,
             places=config.steering.places,
             # The controls' question is whether harmful tasks are refused; benign ones would cost twice as much again.
-            sizes=Sizes(config.steering.n_validation, n, n, 2 * n, ("harmful",)),
+            sizes=Sizes(config.steering.n_validation, n, n, 0, ("harmful",)),
             coherence=reference_coherence(bench.agent, bench.test, bench.episodes(Arm("agent"), bench.test)),
         )
 
