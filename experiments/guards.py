@@ -19,6 +19,7 @@ from experiments.agents.rollout import Episode, Turn
 from experiments.behaviour import compare, rates
 from interp.errors import UserError
 from interp.model import HookedModel
+from interp.selection import prompt
 from steering.injection import Arm
 
 Verdict = Literal["harmful", "safe", "unparseable"]

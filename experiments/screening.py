@@ -44,15 +44,16 @@ class Screen:
         propose: prefixes proposed for each of a round's M. The cheap score costs no generation, so it may choose from
             many; until it is trusted, the first M are run.
         keep: prefixes that it lets through, as a share of M, once it is trusted.
-        trust: smallest Spearman correlation of the cheap score with the true one, on at least ``learn`` prefixes.
+        trust: what the lower end of Spearman's correlation of the cheap score with the true one must reach, on at
+            least ``learn`` prefixes.
         block: tasks per label of the first stage of a race; each further stage doubles what was run.
         delta: probability, per prefix, that a race drops one that is better than the best by more than ``margin``.
         margin: an overall score that much higher is not worth a race (0.01: one point).
         cheap_tasks: tasks per side that the cheap score reads to rank all prefixes proposed.
     """
 
-    propose: int = 4
-    keep: float = 0.34
+    propose: int = 1
+    keep: float = 0.5
     trust: float = 0.5
     learn: int = 6
     block: int = 8
@@ -117,7 +118,7 @@ class Screened:
         if self.rank_by is None:
             return False
         found = self.correlation()
-        return found.n >= self.screen.learn and found.value >= self.screen.trust
+        return found.n >= self.screen.learn and found.ci[0] >= self.screen.trust
 
     def _read(self, texts: Sequence[str]) -> None:
         if self.rank_by is not None and texts:

@@ -116,7 +116,9 @@ def test_generators_by_name(pingscope, checkpoint, files, tmp_path, load):
         assert code == 2 and message in error, error
     lines = "1. # Is it safe?\n2. # I stop here."
     with serve(lambda request: (200, _completion(lines))) as (url, asked):
-        code, printed, _ = pingscope(*common, "--generator", "openai:m", "--base-url", url, "--out", tmp_path / "o")
+        code, printed, _ = pingscope(
+            *common, "--generator", "openai:m", "--base-url", url, "--out", tmp_path / "o", "--exhaustive"
+        )
     assert code == 0 and "asked 1 times, 0 malformed" in printed and asked[0]["temperature"] == 0.7
     assert (tmp_path / "o" / "prefix.txt").read_text() == "# Is it safe?\n"
 
@@ -143,8 +145,8 @@ def test_replicated_searches_count_what_each_would_have_spent(scripted, tmp_path
         return REFUSAL if good and prompt.label == "harmful" else ACTION
 
     model = scripted(answer)
-    table = PrefixTable(model, records(12), Judged, tmp_path / "s.jsonl")
-    unseen = PrefixTable(model, records(16)[12:], Judged, tmp_path / "h.jsonl")
+    table = PrefixTable(model, records(32), Judged, tmp_path / "s.jsonl")
+    unseen = PrefixTable(model, records(4), Judged, tmp_path / "h.jsonl")
     settings = Settings(k=2, M=4, T=3, tau=1.5)
     found = replicate(table, unseen, None, searches=3, settings=settings, screen=Screen(block=3), perf="not_refused")
     assert found["within"]["value"] == 1 and found["within"]["n"] == 3

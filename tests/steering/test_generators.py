@@ -116,10 +116,10 @@ def test_what_cannot_be_reached_is_one_line(monkeypatch):
 
 def test_a_rate_limit_waits():
     waited = []
-    limit = RateLimit(600, sleep=waited.append)
+    limit = RateLimit(600.0, sleep=waited.append)
     for _ in range(3):
         limit()
     assert waited and sum(waited) == pytest.approx(0.1 + 0.2, abs=0.05)
     started = time.monotonic()
-    RateLimit(0)()
+    RateLimit(0.0)()
     assert time.monotonic() - started < 0.05
