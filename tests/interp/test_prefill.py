@@ -30,7 +30,7 @@ class Columns:
         model.base.register_forward_pre_hook(self.count, with_kwargs=True)
 
     def count(self, module, args, kwargs) -> None:
-        self.seen += kwargs["input_ids"].numel()
+        self.seen += (kwargs["input_ids"] if "input_ids" in kwargs else args[0]).numel()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", "mistral"])
