@@ -196,11 +196,12 @@ def hook_count(model):
 def test_own_hooks_go_and_the_users_hooks_stay(tiny_model):
     rows = rows_of(tiny_model)
     calls = []
+    before = hook_count(tiny_model)  # other libraries leave theirs on a model that they share
     mine = tiny_model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
     try:
-        assert hook_count(tiny_model) == 1
+        assert hook_count(tiny_model) == before + 1
         generate(tiny_model, rows, max_new_tokens=2, edits=[Edit(1, final(), bump)])
-        assert hook_count(tiny_model) == 1 and len(calls) == 2
+        assert hook_count(tiny_model) == before + 1 and len(calls) == 2
 
         def broken(x):
             raise ValueError("from the user's function")
@@ -209,7 +210,7 @@ def test_own_hooks_go_and_the_users_hooks_stay(tiny_model):
             generate(tiny_model, rows, max_new_tokens=2, edits=[Edit(2, final(), broken)])
         with pytest.raises(UserError, match="shape"):
             tiny_model.residuals(rows, "all", [Edit(2, final(), lambda x: x[:, :3])])
-        assert hook_count(tiny_model) == 1
+        assert hook_count(tiny_model) == before + 1
     finally:
         mine.remove()
 

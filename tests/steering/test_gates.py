@@ -273,6 +273,7 @@ def test_placements_that_cannot_act_in_one_pass_are_refused(tiny_model):
 
 def test_gates_leave_no_hook_behind_and_the_users_stay(tiny_model):
     rows, calls = rows_of(tiny_model), []
+    before = hook_count(tiny_model)  # other libraries leave theirs on a model that they share
     mine = tiny_model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
     try:
         gate = replace(gate_for(tiny_model, rows), threshold=-math.inf)
@@ -282,7 +283,7 @@ def test_gates_leave_no_hook_behind_and_the_users_stay(tiny_model):
 
         with pytest.raises(ValueError, match="the user's function"):
             generate(tiny_model, rows, max_new_tokens=2, edits=gated([Edit(2, final(), broken)], gate))
-        assert hook_count(tiny_model) == 1 and calls
+        assert hook_count(tiny_model) == before + 1 and calls
     finally:
         mine.remove()
 
