@@ -53,7 +53,8 @@ class Search(_Strict):
     T: int = Field(5, ge=1, description="rounds")
     tau: float = Field(1.5, description="below this best overall score the seeds are emptied")
     perf: Literal["success", "not_refused"] = "success"
-    screening: bool = Field(True, description="rank candidates by their first token and race them; docs/search.md")
+    # Off: a study wants the best prefix more than the generations saved (docs/search.md has what screening loses).
+    screening: bool = Field(False, description="rank candidates by their first token and race them; docs/search.md")
 
 
 class Steering(_Strict):
