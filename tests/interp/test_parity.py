@@ -81,7 +81,7 @@ def test_the_suite_finds_edits_at_the_wrong_tokens(tiny_model):
     wrong = faulty(
         tiny_model,
         last_logits=lambda batch, edits=(), past=None: plain[0](batch, shifted if edits else ()),
-        continuations=lambda batch, settings, edits=(): plain[1](batch, settings, shifted if edits else ()),
+        continuations=lambda batch, settings, edits=(), past=None: plain[1](batch, settings, shifted if edits else ()),
     )
     assert "logits, edited" in failed(wrong, tiny_model)
     assert not {"logits", "generation, cache"} & failed(wrong, tiny_model)
