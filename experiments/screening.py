@@ -52,7 +52,7 @@ class Screen:
         cheap_tasks: tasks per side that the cheap score reads to rank all prefixes proposed.
     """
 
-    propose: int = 1
+    propose: int = 4
     keep: float = 0.5
     trust: float = 0.5
     learn: int = 6

@@ -172,7 +172,11 @@ def _seeds(pool: list[Candidate], k: int) -> tuple[str, ...]:
         lambda score: score.perf,
         lambda score: score.refusal,
     )
-    tops = [sorted(pool, key=lambda c, by=by: -by(c.score))[:k] for by in criteria]  # type: ignore[misc]
+    # Complete scores first: the best of many estimates on a few tasks are mostly the lucky ones.
+    tops = [
+        sorted(pool, key=lambda c, by=by: (not c.score.complete, -by(c.score)))[:k]  # type: ignore[misc]
+        for by in criteria
+    ]
     return tuple(dict.fromkeys(candidate.text for top in tops for candidate in top))
 
 

@@ -87,12 +87,15 @@ def test_left_out_candidates_are_neither_ranked_nor_asked_again():
     assert [(one.repeated, one.dropped) for one in result.rounds] == [(0, 1), (1, 0)]
 
 
-def test_an_estimate_never_wins_and_may_be_a_seed():
+def test_an_estimate_never_wins_and_seeds_only_where_complete_scores_are_few():
     table = {"a": (0.8, 0.8), "b": (1.0, 1.0, {}, False)}
     script = Script(["a", "b"], [])
     result, _ = run(script, table)
     assert (result.best.text, result.rounds[0].best) == ("a", 1.6)
-    assert script.shown[1] == ["b"]
+    assert script.shown[1] == ["a"]
+    script = Script(["a", "b"], [])
+    run(script, table, k=2)
+    assert script.shown[1] == ["a", "b"]
 
 
 def test_a_spent_budget_ends_the_search_before_the_next_round():
