@@ -358,9 +358,9 @@ def search(
     base_url: Annotated[str, typer.Option("--base-url", help="OpenAI-compatible server; key: OPENAI_API_KEY.")] = "",
     per_minute: Annotated[float, typer.Option("--per-minute", min=0, help="Most requests a minute (0: any).")] = 0,
     screening: Annotated[
-        bool | None,
-        typer.Option("--screening/--exhaustive", help="Rank and race candidates (default), or measure all of them."),
-    ] = None,
+        bool,
+        typer.Option("--screening/--exhaustive", help="Rank and race candidates, or measure all of them (default)."),
+    ] = False,
     probes: Annotated[
         Path | None, typer.Option("--probes", help="Rank by these probes' final-token logit instead.")
     ] = None,

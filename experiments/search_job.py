@@ -41,7 +41,7 @@ def search_job(
     generator: str = "phrases",
     base_url: str = "",
     per_minute: float = 0.0,
-    screening: bool | None = None,
+    screening: bool = False,
     probes: Path | None = None,
     max_generations: int = 0,
     max_minutes: float = 0.0,
@@ -62,8 +62,7 @@ def search_job(
     comment = published.comment if published else True
     proposing = make_generator(generator, base_url, comment, per_minute)
     budget = Budget(max_generations, max_minutes)
-    # A published search is run as published: every candidate on every task.
-    screen = Screen() if (screening if screening is not None else not published) else None
+    screen = Screen() if screening else None
     Run(out, say)
     model = open_model(model_name, chat_template)
     known = None
