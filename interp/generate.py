@@ -98,9 +98,7 @@ def generate(
                 model, batch, _starts(order, prefix, said), max_new_tokens, ends, live, (prefix.when,) if prefix else ()
             )
         else:
-            # What a gate reads must not be skipped.
-            shared = prompts if use_cache and not prefill_chunk and all(e.when is None for e in live) else None
-            past = shared.past(batch.rows, live) if shared else None
+            past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
             devices = [model.device] if model.device.type == "cuda" else []
             with torch.no_grad(), torch.random.fork_rng(devices):
                 torch.manual_seed(seed + number)

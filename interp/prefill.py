@@ -46,7 +46,9 @@ class PromptCache:
 
         The batch it belongs to is padded on the left. Every call gives a cache of its own, free to grow.
         """
-        if self._plain is False or self.model.backend != "hf" or any(e.reads_prompt for e in edits):
+        if self._plain is False or self.model.backend != "hf":
+            return None
+        if any(e.reads_prompt or e.when is not None for e in edits):  # what a gate reads must not be skipped
             return None
         fixed = [_fixed(row, edits) for row in rows]
         own = max(len(row) - n for row, n in zip(rows, fixed, strict=True))
