@@ -51,7 +51,22 @@ def files(tmp_path_factory):
 
 def test_search_to_evidence(pingscope, checkpoint, files, tmp_path):
     model, out = checkpoint("llama"), tmp_path / "s"
-    command = ["search", "-m", model, "--tasks", files[0], "-M", 3, "-T", 2, "--held-out", files[1], "--out", out]
+    command = [
+        "search",
+        "-m",
+        model,
+        "--tasks",
+        files[0],
+        "-M",
+        3,
+        "-T",
+        2,
+        "--held-out",
+        files[1],
+        "--screening",
+        "--out",
+        out,
+    ]
     code, printed, _ = pingscope(*command, *QUICK)
     assert code == 0
     for words in ("spent:", "Spearman", "selection bias", "agent+neutral-prefix-3", "agent+runner-up-2"):
@@ -152,7 +167,8 @@ def test_replicated_searches_count_what_each_would_have_spent(scripted, tmp_path
     assert found["within"]["value"] == 1 and found["within"]["n"] == 3
     assert 0 < found["token_share"] < 1
     for row in found["searches"]:
-        assert row["tokens"]["exhaustive"] > row["tokens"]["screened"] > 0
+        # Where nobody falls behind in time, a race spends as much as the full measure.
+        assert row["tokens"]["exhaustive"] >= row["tokens"]["screened"] > 0
     asked = sum(map(len, model.asked))
     again = replicate(table, unseen, None, searches=3, settings=settings, screen=Screen(block=3), perf="not_refused")
     assert again == found and sum(map(len, model.asked)) == asked
