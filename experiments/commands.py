@@ -266,16 +266,10 @@ def mechanism_command(
     seed: int,
     chat_template: Path | None,
 ) -> None:
-    from experiments.agents.loaders import deduplicate
     from experiments.mechanism import mechanism_study
     from probes.logistic import LayerProbes
 
-    records = read_tasks(tasks, limit)
-    # Without tasks of its own the search gets every other one: what it found is never reported on what it saw.
-    choosing = read_tasks(validation, limit) if validation else records[1::2]
-    shown = deduplicate(records, choosing)
-    if not shown:
-        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    choosing, shown = _choosing_and_shown(tasks, limit, validation, limit)
     probes = {"base": LayerProbes.load(probes_path)}
     if agent_probes is not None:
         probes["agent"] = LayerProbes.load(agent_probes)
@@ -293,6 +287,19 @@ def mechanism_command(
             f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
         )
     write_results(out, models["agent"], sections | {"claims": claims})
+
+
+def _choosing_and_shown(tasks: str, limit: int, validation: str, n: int) -> tuple[list[Record], list[Record]]:
+    """Tasks that something is chosen on, and other ones that it is reported on."""
+    from experiments.agents.loaders import deduplicate
+
+    records = read_tasks(tasks, limit)
+    # Without tasks of its own the choice gets every other one: what it found is never reported on what it saw.
+    choosing = read_tasks(validation, n) if validation else records[1::2]
+    shown = deduplicate(records, choosing)
+    if not shown:
+        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    return choosing, shown
 
 
 def steer_command(
@@ -313,7 +320,6 @@ def steer_command(
     seed: int,
     chat_template: Path | None,
 ) -> None:
-    from experiments.agents.loaders import deduplicate
     from experiments.steering_ablation import Sizes, control_directions, layer_sets, set_name, steering_study
     from experiments.steering_inputs import reference_coherence, shuffled_direction
     from experiments.tracking import residual_norms
@@ -321,12 +327,7 @@ def steer_command(
     from probes.logistic import LayerProbes
     from steering.directions import from_probes
 
-    records = read_tasks(tasks, limit)
-    # Without tasks of its own the choice gets every other one: what it found is never reported on what it saw.
-    choosing = read_tasks(validation, n_choice) if validation else records[1::2]
-    shown = deduplicate(records, choosing)
-    if not shown:
-        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    choosing, shown = _choosing_and_shown(tasks, limit, validation, n_choice)
     places = [str(parse(place)) for place in places]
     probes = LayerProbes.load(probes_path)
     direction = from_probes(probes)
