@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -82,8 +83,13 @@ class SharedPrefill:
 
     @cached_property
     def problem(self) -> str:
-        """Why attention cannot be shared in this model; empty where it can."""
-        return _trial(self.model)
+        """Why attention cannot be shared in this model; empty where it can. Said once, since copies cost time."""
+        found = _trial(self.model)
+        if found:
+            warnings.warn(
+                f"{self.model.name}: {found}; every row gets a copy of its prompt, which is slower", stacklevel=2
+            )
+        return found
 
     @property
     def sharing(self) -> str:
@@ -594,6 +600,8 @@ def _trial(model: HookedModel) -> str:
             ids, padding = _left_padded(own, model.pad_id)
             memory = _Cascade(model, [kept[p] for p in prompts], [len(p) for p in prompts], padding, ids.shape[1])
             got = memory.forward(ids.to(model.device)).float().cpu()
+    except torch.OutOfMemoryError:  # says nothing about the attention
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a foreign attention raises, its copies work
         return f"its attention cannot be replaced ({type(error).__name__}: {str(error)[:120]})"
     windows = [memory.windows.get(layer) is not None for layer in range(model.n_layers)]
