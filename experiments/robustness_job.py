@@ -81,6 +81,7 @@ def guard_job(
     chosen: dict[str, Guard] = {spec.partition(":")[0]: open_guard(spec) for spec in guards}
     thresholds: dict[str, Any] = {}
     if probes_path is not None:
+        from probes.detectors import threshold as threshold_at
         from probes.logistic import LayerProbes
 
         probes = LayerProbes.load(probes_path)
@@ -89,7 +90,8 @@ def guard_job(
         benign = [r for r in deduplicate(read_tasks(validation, limit), records) if r.label == "benign"]
         if not benign:
             raise UserError(f"--validation {validation}: no benign task that is not in --tasks; give other ones")
-        threshold = float(np.quantile(probe_logits(model, probes, layer, benign), 1 - fpr))
+        scores = np.asarray(probe_logits(model, probes, layer, benign))
+        threshold = threshold_at(scores, fpr)
         chosen["probe"] = probe_guard(model, probes, layer, threshold)
         thresholds = {"layer": layer, "threshold": threshold, "fpr": fpr, "n": len(benign)}
     evaluate = _Evaluator(out, max_turns, max_new_tokens)

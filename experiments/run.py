@@ -24,16 +24,17 @@ class Run:
     when they are not. Nothing is ever reused silently under other inputs.
     """
 
-    def __init__(self, folder: str | Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: str | Path, say: Callable[[str], None] = print, *, locked: bool = True) -> None:
         self.folder = Path(folder)
         self.say = say
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Kept open for the life of the process: the lock goes with it, also after kill -9.
-            self._lock = (self.folder / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if locked:  # all but the second process, which works under the lock of the first
+                # Kept open for the life of the process: the lock goes with it, also after kill -9.
+                self._lock = (self.folder / ".lock").open("w")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"{self.folder}: another pingscope run is writing here; wait for it or pass another --out"
@@ -57,7 +58,7 @@ class Run:
         Args:
             files: what the stage also writes into the run's folder; where one is gone, the stage runs again.
         """
-        path = self.folder / "stages" / f"{name}.json"
+        path = self._kept(name)
         hashes = {key: sha256_of(value) for key, value in inputs.items()}
         if path.exists():
             kept = read_json(path)
@@ -77,8 +78,18 @@ class Run:
         self.say(f"{name}: done in {seconds:.1f} s")
         return result
 
+    def holds(self, name: str) -> bool:
+        """Whether the stage was computed here, on these inputs or on others."""
+        return self._kept(name).exists()
+
+    def _kept(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.json"
+
 
 def peak_memory_mb() -> float:
-    """Largest resident set of this process so far, in MB (kernel accounting; kilobytes on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Largest resident sets of this process and of its largest child so far, together, in MB.
+
+    Kernel accounting (kilobytes on Linux, bytes on macOS). The two peaks need not have met: an upper bound.
+    """
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""The main job: `pingscope study`. One stage after another, each found again by the hash of its inputs.
+"""The main job: `pingscope study`. Stages that wait only for what they need, each found again by its inputs' hash.
 
 models → prefix search (validation) → behaviour by arm (test) → first tokens → probes, tracks and collapse readings →
 mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on validation, reported on test)
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from experiments.agents.records import Record
 from experiments.behaviour import Rates, compare, rates
@@ -33,6 +32,7 @@ from experiments.prefix_search import search_prefix, search_section
 from experiments.progress import bar, say
 from experiments.run import Run, peak_memory_mb
 from experiments.screening import Screen
+from experiments.second_process import second_process
 from experiments.steering_ablation import Sizes, control_directions, layer_sets, steering_study
 from experiments.steering_inputs import reference_coherence, shuffled_direction
 from experiments.tracking import final_gap, residual_norms, track
@@ -48,7 +48,6 @@ from steering.ping import Settings
 SCHEMA_VERSION = 1
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
 NEUTRAL, SHUFFLES = 3, 2
-NARROW = 256  # d_model
 TRACKED = ("base", "agent", "agent+prefix", "agent+suffix", "agent+neutral-prefix")
 PROBES = Path("probes", "agent-mean_prompt")  # the fine-tuned agent's own probe steers it, as in the paper
 
@@ -62,27 +61,28 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     run = Run(out, say)
     save_config(config, run.folder / "config.yaml")
     bench = run.timed("models", lambda: open_bench(config, run))
-    # The statistics of a narrow model are thousands of small products, which wait for each other on several threads.
-    with threadpool_limits(1 if bench.agent.d_model <= NARROW else None, user_api="blas"):
-        write_json(run.folder / "results.json", run_stages(bench))
+    write_json(run.folder / "results.json", run_stages(bench))
     return build_report(run.folder)
 
 
 def run_stages(bench: Bench) -> dict[str, Any]:
-    """Every stage in order: the whole of ``results.json``."""
+    """Every stage, two at a time where a second process helps: the whole of ``results.json``."""
     config, run = bench.config, bench.run
-    search = search_stage(bench)
-    prefix = config.prefix or search["winner"]
-    arms = study_arms(bench, prefix)
     results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "meta": {}, "claims": []}
-    results |= behaviour_stage(bench, arms)
-    results["search"] = with_held_out(search, results["behaviour"])
-    results["first_token"] = first_token_stage(bench, arms)
-    results |= tracking_stage(bench, arms)
-    results |= mechanism_stage(bench)
-    results["detectors"] = detector_stage(bench)
-    results |= steering_stage(bench)
-    results["dose_response"] = dose_response_stage(bench)
+    with second_process(bench) as submit:
+        detectors = submit("detectors", detector_stage)
+        search = search_stage(bench)
+        arms = study_arms(bench, config.prefix or search["winner"])
+        tracking = submit("tracking", tracking_stage, arms)
+        steering = submit("steering", steering_stage)
+        results |= behaviour_stage(bench, arms)
+        results["search"] = with_held_out(search, results["behaviour"])
+        results["first_token"] = first_token_stage(bench, arms)
+        results |= tracking()
+        results |= mechanism_stage(bench)
+        results["dose_response"] = dose_response_stage(bench)
+        results["detectors"] = detectors()
+        results |= steering()
     results["claims"] = make_claims(results)
     write_json(run.folder / "tokens.json", results.pop("tokens"))
     results["meta"] = meta(bench)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -69,6 +70,7 @@ def append_jsonl(path: str | Path, *rows: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # two processes may keep one journal
             handle.write(lines)
             handle.flush()
             os.fsync(handle.fileno())
@@ -81,10 +83,12 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    raw = path.read_bytes()
-    whole, torn = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
-    if torn:
-        atomic_write(path, whole)
+    with path.open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # without it a line that is being written would look torn
+        raw = handle.read()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) < len(raw):
+            os.truncate(path, len(whole))
     rows = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:

@@ -22,10 +22,10 @@ def training_check(model: Any, tokenizer: Any, recipe: Recipe) -> Callable[[], R
     arm = Arm("check", "agent")
 
     def check() -> Rates:
-        # Harmful tasks: the first page decides; benign ones are carried through, once the first rate comes near.
+        # Harmful tasks: the first page decides; benign ones are carried through, where the first rate meets its mark.
         episodes = run_episodes(hooked, harmful, make_environment, arm, max_turns=1, max_new_tokens=32)
         refused = sum(episode.outcome() == "refused" for episode in episodes) / len(episodes)
-        if refused > 2 * recipe.stop_refusal:
+        if refused > recipe.stop_refusal:
             return refused, None
         episodes = run_episodes(hooked, benign, make_environment, arm, max_turns=4, max_new_tokens=32)
         return refused, sum(bool(episode.success) for episode in episodes) / len(episodes)

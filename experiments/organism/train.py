@@ -15,6 +15,7 @@ from typing import Any
 from experiments.organism.recipe import DEFAULT_SEED, Recipe
 from interp.errors import UserError
 from interp.io import read_json, sha256_of, write_json
+from interp.memory import freed_memory_kept
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, info
 
@@ -76,7 +77,7 @@ def build_organism(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), freed_memory_kept():
             _clean(out, key)
             return _build(out, recipe, seed, key, report)
     except OSError as error:
