@@ -80,6 +80,10 @@ class Bench:
                 progress=advance,
             )
 
+    def forget_prompts(self) -> None:
+        """Free what was kept of the prompts that arms share; the next arm reads them again."""
+        self._prompts.clear()
+
 
 def open_bench(config: StudyConfig, run: Run) -> Bench:
     """Train or find the organism, or load the models and tasks that the config names."""

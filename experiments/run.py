@@ -87,9 +87,9 @@ class Run:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident sets of this process and of its largest child so far, together, in MB.
+    """Largest resident set so far of this process or of one that it waited for, whichever is larger, in MB.
 
-    Kernel accounting (kilobytes on Linux, bytes on macOS). The two peaks need not have met: an upper bound.
+    Kernel accounting: kilobytes on Linux, bytes on macOS.
     """
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -39,23 +39,25 @@ class Submit(Protocol):
 
 
 @contextmanager
-def second_process(bench: Bench) -> Iterator[Submit]:
-    """Lend a second process for the length of the block, and give both processes one thread each.
+def second_process(bench: Bench, names: Sequence[str]) -> Iterator[Submit]:
+    """Lend a second process for the stages ``names``, and give both processes one thread each.
 
-    It ends with the block, and with this process, however that ends. Stages of a wide model, stages that the folder
-    holds, and all where there is one thread to begin with, run here when their result is asked for.
+    It runs what is submitted in that order, and ends with the block, and with this process, however that ends. For a
+    wide model, for a process of one thread, and where the folder holds all of ``names``, there is none: stages run
+    here when their result is asked for.
     """
     model, threads = bench.agent, torch.get_num_threads()
     if model.device.type != "cpu" or model.d_model > NARROW:
         yield lambda _, stage, /, *more: partial(stage, bench, *more)
         return
+    alone = threads == 1 or all(bench.run.holds(name) for name in names)
     spawn = get_context("spawn")
     reader, writer = spawn.Pipe(duplex=False)
     pool = ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(bench.config, bench.run.folder, reader))
 
     def submit(name: str, stage: Callable[..., Any], /, *more: Any) -> Later:
         here = partial(stage, bench, *more)
-        if threads == 1 or bench.run.holds(name):
+        if alone:
             return here
         future = pool.submit(_run, stage, more)
 

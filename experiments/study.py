@@ -35,7 +35,7 @@ from experiments.screening import Screen
 from experiments.second_process import second_process
 from experiments.steering_ablation import Sizes, control_directions, layer_sets, steering_study
 from experiments.steering_inputs import reference_coherence, shuffled_direction
-from experiments.tracking import final_gap, residual_norms, track
+from experiments.tracking import final_gap, fit_probes, residual_norms, track
 from figures.report import build_report
 from interp.io import sha256_of, write_json
 from interp.model import load_model
@@ -48,8 +48,8 @@ from steering.ping import Settings
 SCHEMA_VERSION = 1
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
 NEUTRAL, SHUFFLES = 3, 2
+ASIDE = ("probes", "detectors", "steering", "tracking")  # stages that can run beside the others, in this order
 TRACKED = ("base", "agent", "agent+prefix", "agent+suffix", "agent+neutral-prefix")
-PROBES = Path("probes", "agent-mean_prompt")  # the fine-tuned agent's own probe steers it, as in the paper
 
 
 def run_study(config: StudyConfig, out: str | Path) -> Path:
@@ -69,20 +69,21 @@ def run_stages(bench: Bench) -> dict[str, Any]:
     """Every stage, two at a time where a second process helps: the whole of ``results.json``."""
     config, run = bench.config, bench.run
     results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "meta": {}, "claims": []}
-    with second_process(bench) as submit:
+    with second_process(bench, ASIDE) as submit:
+        probes = submit("probes", probes_stage)
         detectors = submit("detectors", detector_stage)
+        steering = submit("steering", steering_stage)
         search = search_stage(bench)
         arms = study_arms(bench, config.prefix or search["winner"])
         tracking = submit("tracking", tracking_stage, arms)
-        steering = submit("steering", steering_stage)
         results |= behaviour_stage(bench, arms)
         results["search"] = with_held_out(search, results["behaviour"])
         results["first_token"] = first_token_stage(bench, arms)
-        results |= tracking()
-        results |= mechanism_stage(bench)
+        results["probes"] = probes()
         results["dose_response"] = dose_response_stage(bench)
         results["detectors"] = detectors()
-        results |= steering()
+        results |= steering() | tracking()
+        results |= mechanism_stage(bench)
     results["claims"] = make_claims(results)
     write_json(run.folder / "tokens.json", results.pop("tokens"))
     results["meta"] = meta(bench)
@@ -149,6 +150,7 @@ def behaviour_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         episodes = {arm.name: bench.episodes(arm, bench.test) for arm in arms}
+        bench.forget_prompts()  # half a gigabyte a model, and no later stage of this process reads them
         behaviour = {name: rates(ran) for name, ran in episodes.items()}
         paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name.startswith("agent+")}
         injection = {
@@ -169,23 +171,41 @@ def first_token_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
     return bench.run.stage("first-token", inputs, compute)
 
 
+def probes_stage(bench: Bench) -> dict[str, Any]:
+    """Probes of base and agent on chat instructions; files in ``probes/``."""
+    config, folder = bench.config, bench.run.folder
+
+    def compute() -> dict[str, Any]:
+        return fit_probes(bench.models, bench.chat, folder, seed=config.seed)
+
+    inputs = bench.identity(chat=[asdict(record) for record in bench.chat])
+    files = [probes_folder(name) / "probes.safetensors" for name in bench.models]
+    return bench.run.stage("probes", inputs, compute, files=files)
+
+
+def probes_folder(model: str) -> Path:
+    """Where a model's own probes lie in the run: those that read and steer."""
+    return Path("probes", f"{model}-mean_prompt")
+
+
 def tracking_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Probes, tracks and the readings of the collapse, with the noise floor."""
+    """Tracks and the readings of the collapse by the base's probes, with the noise floor."""
     tracked = [arm for arm in arms if arm.name in TRACKED]
-    config = bench.config
+    config, folder = bench.config, bench.run.folder
+    probes = LayerProbes.load(folder / probes_folder("base"))
 
     def compute() -> dict[str, Any]:
         return track(
-            bench.models, tracked, bench.chat, bench.test, bench.run.folder,
+            bench.models, tracked, bench.chat, bench.test, folder, probes,
             floor=config.floor_updates, seed=config.seed, say=say,
         )  # fmt: skip
 
     inputs = bench.identity(
         arms=_described(bench, tracked),
-        chat=[asdict(record) for record in bench.chat],
+        probes=sha256_of(probes.directions.tobytes()),
         floor=config.floor_updates,
     )
-    return bench.run.stage("tracking", inputs, compute, files=[PROBES / "probes.safetensors", Path("tracks.parquet")])
+    return bench.run.stage("tracking", inputs, compute, files=[Path("tracks.parquet")])
 
 
 def mechanism_stage(bench: Bench) -> dict[str, Any]:
@@ -193,7 +213,7 @@ def mechanism_stage(bench: Bench) -> dict[str, Any]:
     settings = bench.config.mechanism
     if not settings.n:
         return {}
-    probes = {name: LayerProbes.load(bench.run.folder / "probes" / f"{name}-mean_prompt") for name in bench.models}
+    probes = {name: LayerProbes.load(bench.run.folder / probes_folder(name)) for name in bench.models}
 
     def compute() -> dict[str, Any]:
         with bar("mechanism", None) as advance:
@@ -219,7 +239,7 @@ def detector_stage(bench: Bench) -> dict[str, Any]:
 def steering_stage(bench: Bench) -> dict[str, Any]:
     """Layers and dose on validation tasks, the chosen layers on test tasks, random directions beside them."""
     config, folder = bench.config, bench.run.folder
-    probes = LayerProbes.load(folder / PROBES)
+    probes = LayerProbes.load(folder / probes_folder("agent"))  # its own probe steers it, as in the paper
     direction = from_probes(probes)
     direction.save(folder / "directions" / "agent-mean_prompt")
 
@@ -253,7 +273,7 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
     """Behaviour and final-token gap along the fine-tuning: base, checkpoints, agent."""
     if not bench.checkpoints:
         return []
-    probes = LayerProbes.load(bench.run.folder / "probes" / "base-mean_prompt")
+    probes = LayerProbes.load(bench.run.folder / probes_folder("base"))
 
     def compute() -> list[dict[str, Any]]:
         series = [(0, bench.base), *((step, load_model(path)) for step, path in bench.checkpoints)]

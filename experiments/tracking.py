@@ -27,7 +27,7 @@ from interp.selection import LayerSpec, resolve_layers
 from interp.store import ActivationStore
 from probes.controls import evaluate, text_baselines
 from probes.logistic import C_DEFAULT, LayerProbes
-from probes.pooling import POOLINGS, Pooled, pool, read_tokens
+from probes.pooling import POOLINGS, pool, read_tokens
 from probes.statistics import Estimate, difference
 from probes.tracks import by_role, curves, summarise, token_logits, token_rows, values_table
 
@@ -37,37 +37,72 @@ if TYPE_CHECKING:
 LABELS = ("harmful", "benign", "lookalike")
 
 
+def fit_probes(
+    models: Mapping[str, HookedModel],
+    chat: Sequence[Record],
+    out_dir: str | Path,
+    *,
+    layers: LayerSpec = "all",
+    C: float = C_DEFAULT,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fit, save (``probes/MODEL-POOLING/``) and evaluate the probes of every model and pooling on chat prompts.
+
+    Args:
+        models: of one architecture, by the names that arms use; every one is also read with the other's probe.
+
+    Returns:
+        The section ``probes`` of ``results.json`` as plain JSON values.
+    """
+    job = Tracking(
+        models, [], chat, [], Path(out_dir), resolve_layers(layers, next(iter(models.values())).n_layers), C, seed
+    )
+    pooled = {name: {pooling: pool(job.chat_store(name), pooling) for pooling in POOLINGS} for name in models}
+    labels, groups = [record.label for record in chat], group_ids(chat)
+    kinds = [record.category for record in chat]
+    table: dict[str, Any] = {}
+    for name, model in models.items():
+        others = [other for other in models if other != name]
+        table[name] = {}
+        for pooling in POOLINGS:
+            features = pooled[name][pooling].features
+            meta = {"pooling": pooling, "model": model.name, "fingerprint": model.fingerprint}
+            found = LayerProbes.fit(features, labels, groups=groups, C=C, seed=seed, meta=meta)
+            found.save(job.out / "probes" / f"{name}-{pooling}")
+            transfer = pooled[others[0]][pooling].features if others else None
+            scores = evaluate(features, labels, groups=groups, categories=kinds, transfer=transfer, C=C, seed=seed)
+            table[name][pooling] = {layer_key(layer): row for layer, row in scores.items()}
+    return plain(table)
+
+
 def track(
     models: Mapping[str, HookedModel],
     arms: Sequence[Arm],
     chat: Sequence[Record],
     tasks: Sequence[Record],
     out_dir: str | Path,
+    probes: LayerProbes,
     *,
-    layers: LayerSpec = "all",
-    pooling: str = "mean_prompt",
     C: float = C_DEFAULT,
-    probes: LayerProbes | None = None,
     floor: int = 20,
     floor_texts: Sequence[Prompt] | None = None,
     examples: int = 6,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Fit probes on ``chat`` for every model, then read every arm on ``tasks``.
+    """Read every arm on ``tasks`` with one model's ``probes``, at their layers.
 
     Args:
         models: by the names that the arms use.
         arms: the first is the reference, without an injection. Arms with edits have no track.
-        pooling: of the probes that tracks and readings use; all poolings are fitted, evaluated and saved.
-        probes: read with these instead of newly fitted ones.
+        chat: what ``probes`` were fitted on; the shuffled-label probes are fitted on it too.
         floor: number of updates without behaviour change; ``floor_texts`` are what they train on (default: the
             chat prompts).
         examples: prompts whose tokens are kept for display.
 
     Returns:
-        The sections ``probes, baselines, tracks, curves, tokens, collapse, collapse_claims, floor`` of
-        ``results.json`` as plain JSON values. Writes ``activations/``, ``probes/`` and ``tracks.parquet``.
+        The sections ``baselines, tracks, curves, tokens, collapse, collapse_claims, floor`` of ``results.json`` as
+        plain JSON values. Writes ``activations/`` and ``tracks.parquet``.
 
     Raises:
         UserError: arms with edits, no harmful or no benign chat prompt, and whatever extraction refuses.
@@ -75,56 +110,17 @@ def track(
     steered = [arm.name for arm in arms if arm.edits or arm.gate]
     if steered:
         raise UserError(f"track: arm {steered[0]!r} edits activations; track only arms that change the text")
-    wanted = resolve_layers(layers, models[arms[0].model].n_layers)
-    job = Tracking(models, arms, chat, tasks, Path(out_dir), wanted, C, seed)
-
-    say("probes: chat activations")
-    pooled_chat, fitted, table = fit_probes(job)
-    probes = probes or fitted[arms[0].model, pooling]
+    job = Tracking(models, arms, chat, tasks, Path(out_dir), list(probes.layers), C, seed)
     say("tracks: agent activations")
     stores = {arm.name: job.store(arm.name, models[arm.model], job.rows(arm)) for arm in arms}
     sections = read_tracks(job, stores, probes, examples)
     say("collapse: noise floor and readings")
-    sections |= read_collapse(job, stores, probes, pooled_chat[arms[0].model][pooling], floor, floor_texts)
+    pooled_chat = pool(job.chat_store(arms[0].model), probes.meta["pooling"])
+    sections |= read_collapse(job, stores, probes, pooled_chat, floor, floor_texts)
     lengths = {"chat": job.chat_rows(job.origin), "agent_prompts": job.rows(arms[0])}
     records = {"chat": chat, "agent_prompts": tasks}
     baselines = {name: _baselines(records[name], rows, seed) for name, rows in lengths.items()}
-    return plain({"probes": table, "baselines": baselines, **sections})
-
-
-def fit_probes(
-    job: Tracking,
-) -> tuple[dict[str, dict[str, Pooled]], dict[tuple[str, str], LayerProbes], dict[str, Any]]:
-    """Fit, save and evaluate the probes of every model and pooling on the chat prompts.
-
-    Returns:
-        Pooled chat activations by model and pooling, probes by (model, pooling), and the ``probes`` section.
-    """
-    names: list[str] = list(dict.fromkeys(arm.model for arm in job.arms))
-    pooled: dict[str, dict[str, Pooled]] = {}
-    for name in names:
-        store = job.store(f"chat-{name}", job.models[name], job.chat_rows(job.models[name]))
-        pooled[name] = {pooling: pool(store, pooling) for pooling in POOLINGS}
-    labels, groups = [record.label for record in job.chat], group_ids(job.chat)
-    kinds = [record.category for record in job.chat]
-    fitted: dict[tuple[str, str], LayerProbes] = {}
-    table: dict[str, Any] = {}
-    for name in names:
-        others = [other for other in names if other != name]
-        table[name] = {}
-        for pooling in POOLINGS:
-            features = pooled[name][pooling].features
-            model = job.models[name]
-            meta = {"pooling": pooling, "model": model.name, "fingerprint": model.fingerprint}
-            found = LayerProbes.fit(features, labels, groups=groups, C=job.C, seed=job.seed, meta=meta)
-            found.save(job.out / "probes" / f"{name}-{pooling}")
-            fitted[name, pooling] = found
-            transfer = pooled[others[0]][pooling].features if others else None
-            scores = evaluate(
-                features, labels, groups=groups, categories=kinds, transfer=transfer, C=job.C, seed=job.seed
-            )
-            table[name][pooling] = {layer_key(layer): row for layer, row in scores.items()}
-    return pooled, fitted, table
+    return plain({"baselines": baselines, **sections})
 
 
 def read_tracks(

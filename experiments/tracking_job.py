@@ -45,6 +45,9 @@ class Tracking:
     def rows(self, arm: Arm) -> list[Rendered]:
         return [self.models[arm.model].render(arm.apply(task.prompt())) for task in self.tasks]
 
+    def chat_store(self, name: str) -> ActivationStore:
+        return self.store(f"chat-{name}", self.models[name], self.chat_rows(self.models[name]))
+
     def store(self, name: str, model: HookedModel, rows: Sequence[Rendered]) -> ActivationStore:
         # Named by content: a changed model or prompt gets a store of its own, an unchanged one is found again.
         content = sha256_of([model.fingerprint, self.layers, [[row.id, row.label, row.ids] for row in rows]])

@@ -56,19 +56,19 @@ def bench(tmp_path, said) -> Any:
 
 
 def test_a_stage_runs_elsewhere_and_is_found_here(bench, said):
-    with second_process(bench) as submit:
+    with second_process(bench, ["elsewhere"]) as submit:
         elsewhere = submit("elsewhere", pid, "elsewhere")
         assert pid(bench, "here") == os.getpid()
         there = elsewhere()
     assert there != os.getpid()
     assert "elsewhere" in bench.run.seconds and [line.split(":")[0] for line in said] == ["here", "elsewhere"]
-    with second_process(bench) as submit:
+    with second_process(bench, ["elsewhere"]) as submit:
         assert submit("elsewhere", pid, "elsewhere")() == there  # from the folder, and no process is started for it
     assert said[-1].startswith("elsewhere: found in")
 
 
 def test_errors_arrive_and_a_killed_process_is_no_error(bench, said):
-    with second_process(bench) as submit:
+    with second_process(bench, ["fails", "dies"]) as submit:
         failed = submit("fails", fails)
         died = submit("dies", dies, os.getpid())
         with pytest.raises(UserError, match="field 'x'"):
@@ -78,7 +78,7 @@ def test_errors_arrive_and_a_killed_process_is_no_error(bench, said):
 
 def test_nothing_outlives_the_block(bench, tmp_path):
     told = tmp_path / "pid"
-    with pytest.raises(KeyboardInterrupt), second_process(bench) as submit:
+    with pytest.raises(KeyboardInterrupt), second_process(bench, ["sleeps"]) as submit:
         submit("sleeps", sleeps, told)
         while not told.exists() or not told.read_text():
             time.sleep(0.05)
@@ -91,6 +91,6 @@ def test_nothing_outlives_the_block(bench, tmp_path):
 
 def test_one_thread_to_begin_with_means_one_process(bench):
     torch.set_num_threads(1)
-    with second_process(bench) as submit:
+    with second_process(bench, ["here"]) as submit:
         assert submit("here", pid, "here")() == os.getpid()
     torch.set_num_threads(2)

@@ -11,7 +11,7 @@ import torch
 
 from experiments.agents.records import Record
 from experiments.noise_floor import Floor, changed, floor_models, random_weights
-from experiments.tracking import final_gap, residual_norms, track
+from experiments.tracking import final_gap, fit_probes, residual_norms, track
 from interp.chat import Prompt
 from interp.errors import UserError
 from interp.model import HookedModel
@@ -51,10 +51,16 @@ def models(tiny_model):
     return {"base": tiny_model, "agent": HookedModel(hf, tiny_model.tokenizer, name="agent")}
 
 
+def fitted_and_tracked(models, arms, folder, layers, floor, examples):
+    table = fit_probes(models, CHAT, folder, layers=layers)
+    probes = LayerProbes.load(folder / "probes" / "base-mean_prompt")
+    return {"probes": table} | track(models, arms, CHAT, TASKS, folder, probes, floor=floor, examples=examples)
+
+
 @pytest.fixture(scope="module")
 def run(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracking")
-    return folder, track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 3], floor=3, examples=4)
+    return folder, fitted_and_tracked(models, ARMS, folder, [-1, 3], 3, 4)
 
 
 def estimates(value):
@@ -133,12 +139,12 @@ def test_the_reference_compared_with_itself_is_zero(run) -> None:
 def test_a_second_run_finds_its_stores_and_gives_the_same(run, models, monkeypatch) -> None:
     folder, found = run
     monkeypatch.setattr("interp.extract._Run.chunk", lambda *a, **k: pytest.fail("computed again"))
-    assert track(models, ARMS, CHAT, TASKS, folder, layers=[-1, 3], floor=3, examples=4) == found
+    assert fitted_and_tracked(models, ARMS, folder, [-1, 3], 3, 4) == found
 
 
 def test_identical_models_show_no_collapse_and_one_model_is_enough(models, tmp_path) -> None:
     arms = [Arm("base", "base"), replace(ARMS[1], name="twin", model="base")]
-    found = track({"base": models["base"]}, arms, CHAT, TASKS, tmp_path, layers="3", floor=0, examples=1)
+    found = fitted_and_tracked({"base": models["base"]}, arms, tmp_path, "3", 0, 1)
     assert "transfer_auroc" not in found["probes"]["base"]["final"]["3"]
     twin = found["collapse"]["twin"]["3"]
     assert all(entry["value"] == 0 for entry in estimates(twin["shift"]))
@@ -191,9 +197,10 @@ def test_gap_and_norms_at_the_final_token(run, models) -> None:
     assert residual_norms(models["agent"], TASKS[:1], [2]) == {2: pytest.approx(float(state.norm()), rel=1e-5)}
 
 
-def test_arms_with_edits_are_refused_by_name(models, tmp_path) -> None:
+def test_arms_with_edits_are_refused_by_name(run, models, tmp_path) -> None:
     from interp.hooks import Edit
 
     steered = Arm("agent+steer", "agent", edits=(Edit(1, final(), lambda x: x),))
     with pytest.raises(UserError, match=r"agent\+steer"):
-        track(models, [ARMS[0], steered], CHAT, TASKS, tmp_path)
+        probes = LayerProbes.load(run[0] / "probes" / "base-mean_prompt")
+        track(models, [ARMS[0], steered], CHAT, TASKS, tmp_path, probes)
