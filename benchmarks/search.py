@@ -1,8 +1,9 @@
 """Many prefixes for few prompts: shared prefill against what else there is, on the same rows, interleaved.
 
-    python -m benchmarks.search [--tasks 14] [--candidates 100] [--new-tokens 30] [--d-model 256] [--layers 4]
+    python -m benchmarks.search [--tasks 14] [--together 7] [--candidates 100] [--new-tokens 30] [--d-model 256]
 
-Arms, task by task in turn: plain batched ``generate`` (every row reads its whole prompt), prefill once with an expanded
+A search asks for many tasks at once, so each arm gets ``--together`` tasks and batches them as it does in use. Arms, in
+turn: plain batched ``generate`` (every row reads its whole prompt), prefill once with an expanded
 cache (a copy of the prompt's cache per row), cascade attention (``interp.shared_prefill``), and transformers' own
 continuous batching with shared blocks (``generate_batch``). A random Llama, float32: prompts of 280 to 340 tokens,
 prefixes of 4 to 16, exactly ``--new-tokens`` each. The default shape (5 M parameters, 4 layers of width 256) is one at
@@ -116,13 +117,14 @@ def arms(model: HookedModel, new_tokens: int, continuous: bool) -> dict[str, Cal
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", type=int, default=14)
+    parser.add_argument("--together", type=int, default=7, help="tasks that an arm gets at once")
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--new-tokens", type=int, default=30)
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--continuous", type=int, default=1, help="tasks on which generate_batch is timed (slow without a GPU; 0: none)"
+        "--continuous", type=int, default=0, help="task groups on which generate_batch is timed (slow without a GPU)"
     )
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -131,8 +133,8 @@ def main() -> None:
     by_task = make_rows(model, given.tasks, given.candidates)
     runs = arms(model, given.new_tokens, bool(given.continuous))
     print(
-        f"{given.tasks} tasks x {given.candidates} candidates x {given.new_tokens} tokens, {model.name}, "
-        f"{torch.get_num_threads()} threads, {given.device}",
+        f"{given.tasks} tasks ({given.together} at a time) x {given.candidates} candidates x {given.new_tokens} "
+        f"tokens, {model.name}, {torch.get_num_threads()} threads, {given.device}",
         flush=True,
     )
     for name in list(runs):  # warm-up, and whether it runs here at all
@@ -145,7 +147,8 @@ def main() -> None:
             del runs[name]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     same: dict[str, list[int]] = {name: [0, 0] for name in runs}
-    for number, rows in enumerate(by_task):
+    groups = [by_task[i : i + given.together] for i in range(0, len(by_task), given.together)]
+    for number, rows in enumerate([row for task in group for row in task] for group in groups):
         said: dict[str, Ids] = {}
         now = [name for name in runs if name != "continuous batching" or number < given.continuous]
         names = now if number % 2 == 0 else now[::-1]
@@ -160,11 +163,11 @@ def main() -> None:
         for name, ids in said.items():
             pairs = zip(ids, said["plain generate"], strict=True)
             same[name] = [same[name][0] + sum(a == b for a, b in pairs), same[name][1] + len(ids)]
-        print(f"  task {number + 1}: " + ", ".join(f"{n} {seconds[n][-1]:.2f} s" for n in now), file=sys.stderr)
+        print(f"  group {number + 1}: " + ", ".join(f"{n} {seconds[n][-1]:.2f} s" for n in now), file=sys.stderr)
     if "cascade" not in runs:
         raise SystemExit("cascade does not run: nothing to compare")
     print(f"{'':22}{'seconds':>9}{'plain / this':>24}{'this / cascade':>24}   identical answers")
-    for name, took in seconds.items():  # ratios are of the same task, median [least..largest]
+    for name, took in seconds.items():  # ratios are of the same group, median [least..largest]
         columns = "".join(
             f"{statistics.median(r):10.2f}x [{min(r):.2f}..{max(r):.2f}]".rjust(24)
             for r in (

@@ -48,7 +48,7 @@ from steering.ping import Settings
 SCHEMA_VERSION = 1
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
 NEUTRAL, SHUFFLES = 3, 2
-ASIDE = ("probes", "detectors", "steering", "tracking")  # stages that can run beside the others, in this order
+ASIDE = ("probes", "detectors", "steering", "tracking", "first-token")  # what runs beside the rest, in order
 TRACKED = ("base", "agent", "agent+prefix", "agent+suffix", "agent+neutral-prefix")
 
 
@@ -76,13 +76,14 @@ def run_stages(bench: Bench) -> dict[str, Any]:
         search = search_stage(bench)
         arms = study_arms(bench, config.prefix or search["winner"])
         tracking = submit("tracking", tracking_stage, arms)
+        first_token = submit("first-token", first_token_stage, arms)
         results |= behaviour_stage(bench, arms)
         results["search"] = with_held_out(search, results["behaviour"])
-        results["first_token"] = first_token_stage(bench, arms)
         results["probes"] = probes()
         results["dose_response"] = dose_response_stage(bench)
         results["detectors"] = detectors()
         results |= steering() | tracking()
+        results["first_token"] = first_token()
         results |= mechanism_stage(bench)
     results["claims"] = make_claims(results)
     write_json(run.folder / "tokens.json", results.pop("tokens"))
