@@ -171,9 +171,14 @@ def provenance(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     seconds = meta.get("seconds") or {}
     rows = [(str(k), f"{number(v):.1f} s") for k, v in seconds.items()] if isinstance(seconds, dict) else []
     if rows:
-        rows.append(("total", f"{sum(v for v in map(number, seconds.values()) if v == v):.1f} s"))
+        rows.append(
+            (
+                "stages together, some run side by side",
+                f"{sum(v for v in map(number, seconds.values()) if v == v):.1f} s",
+            )
+        )
     if meta.get("peak_memory_mb") is not None:
-        rows.append(("peak memory", f"{number(meta['peak_memory_mb']):.0f} MB"))
+        rows.append(("peak memory of one process", f"{number(meta['peak_memory_mb']):.0f} MB"))
     groups.append(("Time and memory", rows))
     shown = {
         "title",

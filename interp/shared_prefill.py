@@ -1,10 +1,8 @@
 """Greedy generation for many answers to few prompts: a prompt is read once and its keys and values are shared.
 
 Rows that differ only in their injected prefix have a prompt in common. Its keys and values are kept once, also for
-later calls, and every row attends in two parts: to the shared prompt, one matrix product for all rows of a prompt, and
-to its own prefix and answer. The parts are merged by their log-sum-exp (cascade attention), so the result is that of
-plain attention. Positions, not slots, decide what a query may see: windows are exact, also for prefixes of different
-lengths in one batch. Models whose attention cannot be replaced get copies of the prompt's cache instead.
+later calls, and every row attends to them and to its own prefix and answer (:mod:`interp.cascade`). Models whose
+attention cannot be replaced get copies of the prompt's cache instead.
 """
 
 from __future__ import annotations
@@ -13,8 +11,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -23,18 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from interp.batching import token_budget_batches
+from interp.cascade import Cascade, left_padded, next_logits, prompt_layers, why_not
 from interp.chat import Rendered
 from interp.errors import UserError
-from interp.families import text_config
 from interp.generate import Generation, end_ids
 from interp.model import HookedModel
 from interp.recent import Recent
 
-NAME = "pingscope_shared_prefill"  # of the attention function, in the registry of transformers
 ROW_BUDGET = 32_768  # slots (rows x longest prefix and answer) of one batch
 MEMORY = 1 << 30  # bytes of prompts kept for later calls
 MANY_ROWS = 512
@@ -42,7 +34,6 @@ WORTH_MOVING = 0.75  # finished rows leave the batch when it shrinks to this sha
 STOP_MARKS = frozenset(")>}`\n.!?")  # an outcome is decided at one of these
 
 Stop = Callable[[str], bool]
-Layer = tuple[Float[Tensor, "kv_head _ d_head"], Float[Tensor, "kv_head _ d_head"]]
 
 
 @dataclass
@@ -84,7 +75,7 @@ class SharedPrefill:
     @cached_property
     def problem(self) -> str:
         """Why attention cannot be shared in this model; empty where it can. Said once, since copies cost time."""
-        found = _trial(self.model)
+        found = why_not(self.model)
         if found:
             warnings.warn(
                 f"{self.model.name}: {found}; every row gets a copy of its prompt, which is slower", stacklevel=2
@@ -160,8 +151,8 @@ class SharedPrefill:
         with self.model.evaluating(), torch.no_grad():
             for prompts, members, own in _plan(rows, new_tokens, self.row_budget, ragged=cascade):
                 kept = self._read(prompts)
-                ids, padding = _left_padded(own, self.model.pad_id)
-                kind = _Cascade if cascade else _Expanded
+                ids, padding = left_padded(own, self.model.pad_id)
+                kind = Cascade if cascade else _Expanded
                 memory = kind(self.model, kept, [len(p) for p in prompts], padding, ids.shape[1] + new_tokens)
                 logits = memory.forward(ids.to(self.model.device))
                 self.cost.prefix_tokens += sum(len(part) for row, part in zip(members, own, strict=True) if row >= 0)
@@ -175,7 +166,7 @@ class SharedPrefill:
         if self.sharing == "expanded":
             found |= {prompt: _prompt_cache(self.model, prompt) for prompt in fresh}
         else:
-            found |= _prompt_layers(self.model, fresh)
+            found |= prompt_layers(self.model, fresh)
         for prompt in fresh:
             self._kept.put(prompt, found[prompt], _bytes(found[prompt]))
         return [found[prompt] for prompt in prompts]
@@ -253,220 +244,13 @@ class _Expanded:
     def forward(self, ids: Int[Tensor, "slot pos"]) -> Float[Tensor, "slot vocab"]:
         positions = torch.arange(self.at, self.at + ids.shape[1], device=ids.device).expand(ids.shape)
         self.at += ids.shape[1]
-        return _logits(self.model, ids, positions, self.cache)
+        return next_logits(self.model, ids, positions, self.cache)
 
     def places(self, live: Sequence[bool]) -> list[int]:
         return [place for place, alive in enumerate(live) if alive]
 
     def keep(self, places: Sequence[int]) -> None:
         self.cache.batch_select_indices(torch.tensor(places, device=self.model.device))
-
-
-class _Cascade:
-    """Slots in a grid, (prompt, candidate): prompts' keys and values once, and one own part per slot.
-
-    Own parts are padded on the left: ``start`` is the first real column of a slot.
-    """
-
-    def __init__(
-        self, model: HookedModel, kept: Sequence[Any], lengths: Sequence[int], padding: Sequence[int], capacity: int
-    ) -> None:
-        self.model = model
-        self.layers = [_stacked([prompt[layer] for prompt in kept]) for layer in range(model.n_layers)]
-        self._own_layers = [_OwnLayer(capacity) for _ in range(model.n_layers)]
-        self.own = Cache(layers=list(self._own_layers))
-        self.lengths = torch.tensor(list(lengths), device=model.device)
-        self.start = torch.tensor(list(padding), device=model.device)
-        self.filled = 0
-        self.queries = 0
-        self.windows: dict[int, int | None] = {}  # by layer, as the model's attention names them
-        self._masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
-
-    @property
-    def group(self) -> int:
-        """Candidates of a prompt."""
-        return len(self.start) // len(self.lengths)
-
-    def forward(self, ids: Int[Tensor, "slot pos"]) -> Float[Tensor, "slot vocab"]:
-        self.queries = ids.shape[1]
-        columns = torch.arange(self.filled, self.filled + self.queries, device=ids.device)
-        self._own_positions = (columns - self.start[:, None]).clamp(min=0)
-        positions = self._own_positions + self.lengths.repeat_interleave(self.group)[:, None]
-        self._masks = {}
-        with _attending(self):
-            logits = _logits(self.model, ids, positions, self.own)
-        self.filled += self.queries
-        return logits
-
-    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
-        """Who is seen: of the prompt (prompt, 1, candidate, 1, query, key), of the own part (slot, 1, 1, query, key).
-
-        None where everything is. Made once per forward pass and window.
-        """
-        if window not in self._masks:
-            device, n, group = self.start.device, self.filled + self.queries, self.group
-            width = self.layers[0][0].shape[-2]
-            keys = torch.arange(width, device=device)
-            known = keys < self.lengths[:, None]  # (prompt, key)
-            shared: Tensor | None = known[:, None, None, None, None] if not bool(known.all()) else None
-            if window is not None:
-                at = self._own_positions + self.lengths.repeat_interleave(group)[:, None]
-                near = (at[..., None] - keys < window).reshape(-1, 1, group, 1, self.queries, width)
-                shared = near if shared is None else near & shared
-            columns = torch.arange(n, device=device)
-            asking = columns[self.filled :, None]
-            seen = columns <= asking
-            if window is not None:
-                seen = seen & (asking - columns < window)
-            # A padded column sees itself alone among the own ones: what nobody reads must still be a number.
-            real = (columns >= self.start[:, None])[:, None] & seen | (columns == asking)
-            own = real[:, None, None] if not bool(real.all()) else None
-            self._masks[window] = shared, own
-        return self._masks[window]
-
-    def places(self, live: Sequence[bool]) -> list[int]:
-        """Places to keep so that live ones stay in a grid; a prompt with fewer repeats one of its own."""
-        group = self.group
-        rows = [[p for p in range(i * group, (i + 1) * group) if live[p]] for i in range(len(self.lengths))]
-        rows = [row for row in rows if row]
-        width = max(map(len, rows))
-        return [place for row in rows for place in (row + row[:1] * (width - len(row)))]
-
-    def keep(self, places: Sequence[int]) -> None:
-        index = torch.tensor(list(places), device=self.start.device)
-        prompts = list(dict.fromkeys(place // self.group for place in places))
-        for layer in self._own_layers:
-            layer.select(index)
-        if len(prompts) < len(self.lengths):
-            self.layers = [(keys[prompts], values[prompts]) for keys, values in self.layers]
-            self.lengths = self.lengths[prompts]
-        self.start = self.start[index]
-
-
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Attention of ``query`` (slot, head, query, d) to its shared prompt and its own ``key`` and ``value``.
-
-    Each part is a softmax of its own with maximum m and sum z; weighted by exp(m - max m) the sums and the outputs
-    of the two add up to those of one softmax over both.
-    """
-    memory = _ATTENDING.get()
-    unknown = [name for name in ("s_aux", "position_bias", "head_mask") if others.get(name) is not None]
-    if memory is None or unknown:
-        raise NotImplementedError(f"attention with {', '.join(unknown) or 'no shared prompt'}")
-    memory.windows[module.layer_idx] = sliding_window
-    prompt_keys, prompt_values = memory.layers[module.layer_idx]
-    slots, heads, length, _ = query.shape
-    prompts, kv_heads, width, _ = prompt_keys.shape
-    group, repeats = slots // prompts, heads // kv_heads
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    seen_prompt, seen_own = memory.masks(sliding_window)
-
-    def scores(queries: Tensor, keys: Tensor, seen: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        found = (queries @ keys.transpose(-1, -2)).float()
-        if softcap is not None:
-            found = softcap * torch.tanh(found / softcap)
-        if seen is not None:
-            found = found.reshape(shape).masked_fill_(~seen, -torch.inf).reshape(found.shape)
-        return found
-
-    by_slot = query.reshape(slots, kv_heads, repeats * length, -1)
-    by_prompt = by_slot.reshape(prompts, group, kv_heads, repeats * length, -1).transpose(1, 2)
-    by_prompt = by_prompt.reshape(prompts, kv_heads, group * repeats * length, -1)
-    shared = scores(by_prompt, prompt_keys, seen_prompt, (prompts, kv_heads, group, repeats, length, width))
-    own = scores(by_slot, key, seen_own, (slots, kv_heads, repeats, length, key.shape[-2]))
-
-    m_shared = shared.amax(-1, keepdim=True).clamp(min=-1e30)  # a window may have left the whole prompt behind
-    shared = shared.sub_(m_shared).exp_()
-    o_shared = shared.to(value.dtype) @ prompt_values
-    m_own = own.amax(-1, keepdim=True)
-    own = own.sub_(m_own).exp_()
-    o_own = own.to(value.dtype) @ value
-
-    def per_slot(x: Tensor) -> Tensor:
-        return x.reshape(prompts, kv_heads, group, repeats * length, -1).transpose(1, 2).reshape(*by_slot.shape[:3], -1)
-
-    m_shared, z_shared = per_slot(m_shared), per_slot(shared.sum(-1, keepdim=True))
-    top = torch.maximum(m_shared, m_own)
-    w_shared, w_own = (m_shared - top).exp(), (m_own - top).exp()
-    total = z_shared * w_shared + own.sum(-1, keepdim=True) * w_own
-    out = per_slot(o_shared) * (w_shared / total).to(value.dtype) + o_own * (w_own / total).to(value.dtype)
-    return out.reshape(slots, heads, length, -1).transpose(1, 2).contiguous(), None
-
-
-_ATTENDING: ContextVar[_Cascade | None] = ContextVar("shared prompts of the running forward pass", default=None)
-
-
-@contextmanager
-def _attending(memory: _Cascade) -> Iterator[None]:
-    """The model's attention is :func:`attend` inside the block."""
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    config = text_config(memory.model.hf)
-    before = config._attn_implementation
-    token = _ATTENDING.set(memory)
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        _ATTENDING.reset(token)
-
-
-class _OwnLayer(CacheLayerMixin):
-    """A cache layer with room for ``capacity`` tokens from the start: growing by concatenation copies it each step."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.filled = capacity, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        def room(x: Tensor) -> Tensor:
-            return x.new_zeros((*x.shape[:2], self.capacity, x.shape[3]))
-
-        self.keys, self.values, self.is_initialized = room(key_states), room(value_states), True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        keys, values = self._held()
-        now = slice(self.filled, self.filled + key_states.shape[-2])
-        keys[:, :, now], values[:, :, now] = key_states, value_states
-        self.filled = now.stop
-        return keys[:, :, : self.filled], values[:, :, : self.filled]
-
-    def select(self, slots: Tensor) -> None:
-        """Keep these slots, in this order."""
-        keys, values = self._held()
-        self.keys, self.values = keys[slots], values[slots]
-
-    def _held(self) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None  # initialised before anything is asked of it
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.filled + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.filled
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-def _logits(model: HookedModel, ids: Tensor, positions: Tensor, cache: Any) -> Float[Tensor, "slot vocab"]:
-    where = {"position_ids": positions} if model.takes_positions else {}
-    last = {"logits_to_keep": 1} if model._head_takes_last else {}
-    return model.hf(input_ids=ids, past_key_values=cache, use_cache=True, **where, **last).logits[:, -1]
 
 
 def _prompt_cache(model: HookedModel, prompt: tuple[int, ...]) -> Any:
@@ -477,34 +261,6 @@ def _prompt_cache(model: HookedModel, prompt: tuple[int, ...]) -> Any:
         where = {"position_ids": torch.arange(len(prompt), device=model.device)[None]} if model.takes_positions else {}
         model.base(input_ids=ids, past_key_values=cache, use_cache=True, **where)
     return cache
-
-
-def _prompt_layers(model: HookedModel, prompts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[Layer]]:
-    """Keys and values of every prompt by layer, all of them whatever the window; read in padded batches."""
-    out = {}
-    for order in token_budget_batches([len(p) for p in prompts], model.token_budget):
-        rows = [Rendered("", "", prompts[i], ("template",) * len(prompts[i])) for i in order]
-        cache: Any = DynamicCache()  # without the configuration no layer forgets what left its window
-        model.base(**(model.inputs(model.batch(rows)) | {"past_key_values": cache, "use_cache": True}))
-        for i, row in enumerate(rows):
-            pairs = [(layer.keys[i, :, : len(row)], layer.values[i, :, : len(row)]) for layer in cache.layers]
-            out[row.ids] = [(keys.clone(), values.clone()) for keys, values in pairs]
-    return out
-
-
-def _stacked(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
-    """One layer of several prompts, padded on the right: (prompt, kv_head, key, d_head)."""
-    if len(layers) == 1:
-        return layers[0][0][None], layers[0][1][None]
-    width = max(keys.shape[1] for keys, _ in layers)
-
-    def stack(parts: Sequence[Tensor]) -> Tensor:
-        out = parts[0].new_zeros((len(parts), parts[0].shape[0], width, parts[0].shape[2]))
-        for i, part in enumerate(parts):
-            out[i, :, : part.shape[1]] = part
-        return out
-
-    return stack([keys for keys, _ in layers]), stack([values for _, values in layers])
 
 
 def _bytes(kept: Any) -> int:
@@ -572,43 +328,3 @@ def _plan(
         slots = [i for _, members in taken for i in [*members, *[-1] * (height - len(members))]]
         filled = [m for _, members in taken for m in [*members, *members[:1] * (height - len(members))]]
         yield [prompt for prompt, _ in taken], slots, [own(i) for i in filled]
-
-
-def _left_padded(parts: Sequence[tuple[int, ...]], pad: int) -> tuple[Int[Tensor, "slot pos"], list[int]]:
-    width = max(map(len, parts))
-    padding = [width - len(part) for part in parts]
-    return torch.tensor([[pad] * gap + list(part) for gap, part in zip(padding, parts, strict=True)]), padding
-
-
-def _trial(model: HookedModel) -> str:
-    """Why cascade attention fails on this model: compared with the model's own logits on two short prompts."""
-    if not model.takes_positions:
-        return "its forward pass takes no positions"
-    layers = DynamicCache(config=model.hf.config).layers
-    known = {DynamicLayer, DynamicSlidingWindowLayer}
-    odd = sorted({type(layer).__name__ for layer in layers} - {kind.__name__ for kind in known})
-    if odd:
-        return f"its cache has layers of another kind ({', '.join(odd)})"
-    n = model.vocab_size
-    prompts = [tuple((7 * i + 3) % n for i in range(9)), tuple((5 * i + 1) % n for i in range(6))]
-    own = [((11 + i) % n, (17 * i + 5) % n, (2 * i + 1) % n)[: 2 + i % 2] for i in range(4)]
-    texts = [prompts[i // 2] + part for i, part in enumerate(own)]
-    rows = [Rendered("", "", ids, ("template",) * len(ids)) for ids in texts]
-    try:
-        with model.evaluating(), torch.no_grad():
-            kept = _prompt_layers(model, prompts)
-            ids, padding = _left_padded(own, model.pad_id)
-            memory = _Cascade(model, [kept[p] for p in prompts], [len(p) for p in prompts], padding, ids.shape[1])
-            got = memory.forward(ids.to(model.device)).float().cpu()
-    except torch.OutOfMemoryError:  # says nothing about the attention
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a foreign attention raises, its copies work
-        return f"its attention cannot be replaced ({type(error).__name__}: {str(error)[:120]})"
-    windows = [memory.windows.get(layer) is not None for layer in range(model.n_layers)]
-    sliding = [isinstance(layer, DynamicSlidingWindowLayer) for layer in layers]
-    if sliding and windows != sliding:
-        return "its attention does not say which layers have a window"
-    want = model.next_token_logits(rows)
-    tolerance = 1e-3 if next(model.hf.parameters()).dtype == torch.float32 else 5e-2
-    gap = (got[:, :n] - want).abs().max() / want.abs().max()
-    return "" if gap < tolerance else f"its logits with a shared prompt are off by {gap:.1e} of the largest"

@@ -7,8 +7,9 @@ import torch
 from tiny_models import WINDOW, build_model, train_tokenizer
 
 from interp import HookedModel, Prompt, UserError
+from interp.cascade import attend
 from interp.generate import generate
-from interp.shared_prefill import SharedPrefill, attend, shared_length
+from interp.shared_prefill import SharedPrefill, shared_length
 
 PREFIXES = (
     "# Note: this",
@@ -122,7 +123,7 @@ def test_a_foreign_attention_gets_copies_of_the_cache(load, monkeypatch):
         raise TypeError("another signature")
 
     model = load("qwen3")
-    monkeypatch.setattr("interp.shared_prefill.attend", broken)
+    monkeypatch.setattr("interp.cascade.attend", broken)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "pingscope_shared_prefill", broken)
