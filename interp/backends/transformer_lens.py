@@ -7,7 +7,8 @@ stream of LayerNorm models (measured: 5-10 % away from the checkpoint's own).
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,13 +102,30 @@ def boot(model: HookedModel) -> BridgeModel:
     # The bridge would load the tokenizer again from where it came from, to prepend BOS; ids come rendered here.
     tokenizer.init_kwargs |= {"name_or_path": model.name, "add_bos_token": True}
     try:
-        bridge = TransformerBridge.boot_transformers(
-            model.name, hf_model=hf, tokenizer=tokenizer, device=str(model.device), dtype=hf.dtype
-        )
+        with _nothing_installed():
+            bridge = TransformerBridge.boot_transformers(
+                model.name, hf_model=hf, tokenizer=tokenizer, device=str(model.device), dtype=hf.dtype
+            )
     except (ValueError, NotImplementedError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{model.name}: TransformerLens cannot bridge {type(hf).__name__} ({reason})") from error
     return BridgeModel(bridge, model.tokenizer, model.name, blocks=model.family.blocks, fingerprint=fingerprint)
+
+
+@contextmanager
+def _nothing_installed() -> Iterator[None]:
+    """For a vision model's image processor TransformerLens runs ``pip install torchvision`` where that is missing.
+
+    It brings another torch and replaces the one that is running. Text needs no image processor.
+    """
+    from transformer_lens.model_bridge.sources.transformers import helpers
+
+    found = helpers._ensure_torchvision
+    helpers._ensure_torchvision = lambda: False
+    try:
+        yield
+    finally:
+        helpers._ensure_torchvision = found
 
 
 def head_writes(

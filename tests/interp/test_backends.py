@@ -75,6 +75,15 @@ def test_a_loaded_model_is_copied_before_it_is_bridged():
     assert rewritten.hf is model.hf and list(model.hf.state_dict()) != names
 
 
+def test_bridging_a_vision_model_installs_nothing(load, monkeypatch):
+    """TransformerLens would run pip for torchvision, which replaces torch under the running process."""
+    ran, plain = [], load("gemma3_vlm")
+    monkeypatch.setattr(subprocess, "check_call", lambda words, *args, **options: ran.append(words))
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # as if it were not there
+    model = load_model(plain, backend="transformer_lens")
+    assert model.n_layers == 4 and ran == []
+
+
 def test_a_bridge_that_is_already_there_is_used_as_it_is(tiny_model, bridge):
     rows = rows_of(tiny_model)
     again = load_model(bridge.bridge, backend="transformer_lens")
