@@ -117,7 +117,11 @@ def test_a_changed_input_is_computed_again_and_said(finished, tmp_path, capsys):
 
 def start(folder: Path, config: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "experiments.cli", "study", "--config", str(config), "--out", str(folder)]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+    # A shell in the background starts its children deaf to Ctrl-C; the study's own reaction is what is tested.
+    return subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
