@@ -180,8 +180,10 @@ def provenance(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     if meta.get("peak_memory_mb") is not None:
         rows.append(("peak memory of one process", f"{number(meta['peak_memory_mb']):.0f} MB"))
     groups.append(("Time and memory", rows))
+    groups.append(("Training of the model organism", _organism(meta.get("organism"))))
     shown = {
         "title",
+        "organism",
         "note",
         "models",
         "template_hash",
@@ -194,6 +196,20 @@ def provenance(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     }
     groups.append(("Also noted", [(str(k).replace("_", " "), _flat(v)) for k, v in meta.items() if k not in shown]))
     return [(name, rows) for name, rows in groups if rows]
+
+
+def _organism(log: Any) -> list[tuple[str, str]]:
+    """The last attempt's log in a few lines; losses and every check stay in ``results.json``."""
+    attempts = log.get("attempts") if isinstance(log, dict) else None
+    if not attempts:
+        return []
+    last = attempts[-1]
+    rows = [("seed", str(log.get("seed"))), ("bases rejected before", str(len(attempts) - 1))]
+    rows += [(f"{name} trained in", f"{number(last.get(f'{name}_seconds')):.0f} s") for name in ("base", "agent")]
+    if last.get("checks"):
+        step, refused, done = last["checks"][-1]
+        rows.append((f"stopped after step {step}", f"{refused:.0%} refused, {number(done):.0%} done, training tasks"))
+    return rows
 
 
 def _flat(value: Any) -> str:
