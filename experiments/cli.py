@@ -251,7 +251,7 @@ def steer(
     chat_template: Template = None,
 ) -> None:
     """Dose × layers × place of steering, with norm-matched random directions and a shuffled-label probe's."""
-    from experiments.commands import steer_command
+    from experiments.steering_commands import steer_command
 
     steer_command(
         model, probes, tasks, validation, out, layers, dose or [0.05, 0.1, 0.15, 0.2, 0.25],
@@ -332,7 +332,7 @@ def inject(
     chat_template: Template = None,
 ) -> None:
     """Prefix against suffix against the other arms, with the same text; and each under a few-shot jailbreak."""
-    from experiments.commands import inject_command
+    from experiments.steering_commands import inject_command
 
     inject_command(
         model, text, tasks, demonstrations, jailbreak, out, limit, max_turns, max_new_tokens, seed, chat_template

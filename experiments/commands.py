@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import typer
 
-from experiments.agents.records import Record
-from experiments.behaviour import compare, rates, run_arm
-from experiments.inputs import environment_for, read_tasks, read_template
-from experiments.progress import bar, hide_weight_bars, say
+from experiments.behaviour import rates
+from experiments.command_parts import Episodes, choosing_and_shown, named_arm, open_model, write_results
+from experiments.inputs import environment_for, read_tasks
+from experiments.progress import bar, say
 from experiments.run import Run
 from experiments.tables import behaviour_table, percent, print_table, signed
 from interp.errors import UserError
-from interp.io import write_json
-from interp.model import HookedModel, load_model
-from interp.prefill import PromptCache
-from steering.injection import SAFETY_SYSTEM, Arm, comparison_arms
-from steering.phrases import shuffled_words
-
-SCHEMA_VERSION = 1
-ARMS = ("plain", "naive", "prefix", "suffix", "system")
-
-
-def open_model(name: str, chat_template: Path | None) -> HookedModel:
-    hide_weight_bars()
-    model = load_model(name, chat_template=read_template(chat_template))
-    say(f"model: {model.name} ({model.n_layers} layers x {model.d_model}, {model.device})")
-    return model
-
-
-def write_results(
-    folder: Path,
-    model: HookedModel,
-    sections: dict[str, Any],
-    tokens: list[Any] | None = None,
-    limits: Sequence[str] = (),
-) -> None:
-    """``results.json`` of one command, and the report of what is in it."""
-    from figures.report import build_report
-
-    meta = {
-        "title": model.name,
-        "versions": {name: version(name) for name in ("pingscope", "torch", "transformers")},
-        "models": {"agent": {"id": model.name, "fingerprint": model.fingerprint}},
-        "template_hash": model.template_hash,
-        "limits": list(limits),
-    }
-    for line in limits:
-        say(f"note: {line}")
-    if tokens is not None:
-        write_json(folder / "tokens.json", tokens)
-    write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
-    typer.echo(f"report: {build_report(folder)}")
+from steering.injection import Arm
 
 
 def organism_command(out: Path, seed: int) -> None:
@@ -84,46 +43,13 @@ def evaluate_command(
     chat_template: Path | None,
 ) -> None:
     records = read_tasks(tasks, limit)
-    chosen = [_arm(name, text) for name in arms]
-    run = Run(out, say)
+    chosen = [named_arm(name, text) for name in arms]
+    Run(out, say)
     model = open_model(model_name, chat_template)
-    behaviour = {}
-    for arm in chosen:
-        behaviour[arm.name] = rates(_episodes(run, model, records, arm, max_turns, max_new_tokens))
+    episodes = Episodes(out, max_turns, max_new_tokens)
+    behaviour = {arm.name: rates(episodes(model, arm, records)) for arm in chosen}
     behaviour_table(behaviour)
     write_results(out, model, {"behaviour": behaviour})
-
-
-def _arm(name: str, text: str) -> Arm:
-    """One of :data:`ARMS`, on the model given."""
-    if name not in ARMS:
-        raise UserError(f"--arm {name!r}: unknown; use one of {', '.join(ARMS)}")
-    if name in ("prefix", "suffix") and not text:
-        raise UserError(f"--arm {name}: needs --text, the text to inject")
-    return {
-        "plain": Arm("agent"),
-        "naive": Arm("agent+naive", prefix="I cannot"),
-        "prefix": Arm("agent+prefix", prefix=text),
-        "suffix": Arm("agent+suffix", suffix=text.strip()),
-        "system": Arm("agent+system", system=text or SAFETY_SYSTEM),
-    }[name]
-
-
-def _episodes(
-    run: Run,
-    model: HookedModel,
-    records: Sequence[Record],
-    arm: Arm,
-    max_turns: int,
-    max_new_tokens: int,
-    prompts: PromptCache | None = None,
-) -> list[Any]:
-    with bar(arm.name, len(records)) as advance:
-        return run_arm(
-            model, records, arm, environment_for,
-            max_turns=max_turns, max_new_tokens=max_new_tokens,
-            journal=run.folder / "generations.jsonl", prompts=prompts, progress=advance,
-        )  # fmt: skip
 
 
 def cache_command(
@@ -269,7 +195,7 @@ def mechanism_command(
     from experiments.mechanism import mechanism_study
     from probes.logistic import LayerProbes
 
-    choosing, shown = _choosing_and_shown(tasks, limit, validation, limit)
+    choosing, shown = choosing_and_shown(tasks, limit, validation, limit)
     probes = {"base": LayerProbes.load(probes_path)}
     if agent_probes is not None:
         probes["agent"] = LayerProbes.load(agent_probes)
@@ -287,167 +213,3 @@ def mechanism_command(
             f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
         )
     write_results(out, models["agent"], sections | {"claims": claims})
-
-
-def _choosing_and_shown(tasks: str, limit: int, validation: str, n: int) -> tuple[list[Record], list[Record]]:
-    """Tasks that something is chosen on, and other ones that it is reported on."""
-    from experiments.agents.loaders import deduplicate
-
-    records = read_tasks(tasks, limit)
-    # Without tasks of its own the choice gets every other one: what it found is never reported on what it saw.
-    choosing = read_tasks(validation, n) if validation else records[1::2]
-    shown = deduplicate(records, choosing)
-    if not shown:
-        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
-    return choosing, shown
-
-
-def steer_command(
-    model_name: str,
-    probes_path: Path,
-    tasks: str,
-    validation: str,
-    out: Path,
-    layers: str,
-    doses: Sequence[float],
-    places: Sequence[str],
-    random_draws: int,
-    exhaustive: bool,
-    n_choice: int,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
-    from experiments.steering_ablation import Sizes, control_directions, layer_sets, set_name, steering_study
-    from experiments.steering_inputs import reference_coherence, shuffled_direction
-    from experiments.tracking import residual_norms
-    from interp.selection import parse, resolve_layers
-    from probes.logistic import LayerProbes
-    from steering.directions import from_probes
-
-    choosing, shown = _choosing_and_shown(tasks, limit, validation, n_choice)
-    places = [str(parse(place)) for place in places]
-    probes = LayerProbes.load(probes_path)
-    direction = from_probes(probes)
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-    check_width(direction.vectors[direction.layers[0]].shape[0], model, probes_path)
-    wanted = tuple(resolve_layers(layers, model.n_layers))
-    sets = layer_sets(model.n_layers) if layers == "all" else {set_name(wanted): wanted}
-    norms = residual_norms(model, choosing)
-    prompts = PromptCache(model)
-
-    def episodes(arm: Arm, records: Sequence[Record]) -> list[Any]:
-        return _episodes(run, model, records, arm, max_turns, max_new_tokens, prompts)
-
-    def evaluate(arm: Arm, records: Sequence[Record]) -> Any:
-        return rates(episodes(arm, records))
-
-    plain = episodes(Arm("agent"), shown)
-    shuffled = shuffled_direction(model, choosing, probes, seed)
-    sections = steering_study(
-        direction, control_directions(direction, random_draws, seed, shuffled), norms, sets, doses, evaluate,
-        choosing, shown, places=places, sizes=Sizes(validation=n_choice, curve=0, control_curve=0),
-        coherence=reference_coherence(model, shown, plain), exhaustive=exhaustive,
-    )  # fmt: skip
-    chosen = sections["steering_chosen"]
-    table = {"agent": rates(plain)} | {
-        f"{operator} {dose}": cell
-        for operator, cells in sections["steering"].items()
-        for dose, cell in cells[chosen["layers"]].items()
-    }
-    behaviour_table(table)
-    kl = {dose: f"{effect['kl']['value']:.3f}" for dose, effect in sections["steering_coherence"].items()}
-    search = sections["steering_validation"]["add"]
-    say(
-        f"chosen on validation: layers {chosen['layers']}, dose {chosen['dose']}, {chosen['place']}; selectivity "
-        f"{chosen['selectivity_on_validation']:.2f} there, {chosen['selectivity_on_test']:.2f} on the tasks reported"
-    )
-    say(f"search: {search['spent']} of the {search['full']} runs per label of the full sweep")
-    say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
-    write_results(out, model, {"behaviour": {"agent": rates(plain)}, **sections})
-
-
-def check_width(width: int, model: HookedModel, probes_path: Path) -> None:
-    if width != model.d_model:
-        raise UserError(
-            f"{probes_path}: probes of width {width}, but {model.name} has d_model {model.d_model}; "
-            "fit probes on this model's own store (pingscope cache, pingscope probe)"
-        )
-
-
-def inject_command(
-    model_name: str,
-    text: str,
-    tasks: str,
-    demonstrations: Path | None,
-    jailbreak: Path | None,
-    out: Path,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
-    from experiments.demonstrations import COMPLIANCE, REFUSALS, read_demonstrations
-    from experiments.first_token import first_token_mass
-    from experiments.organism.comments import neutral_comments
-    from steering.injection import attacked
-
-    if not text.strip():
-        raise UserError("--text: is empty; give the text to inject")
-    records = read_tasks(tasks, limit)
-    safe = read_demonstrations(demonstrations) if demonstrations else REFUSALS
-    compliant = read_demonstrations(jailbreak) if jailbreak else COMPLIANCE
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-
-    def count(phrase: str) -> int:
-        return len(model.tokenizer(phrase, add_special_tokens=False)["input_ids"])
-
-    arms = comparison_arms(
-        text, neutral=neutral_comments(text, 2, count), shuffled=[shuffled_words(text, random.Random(seed))],
-        demonstrations=safe, models=("agent",),
-    )  # fmt: skip
-    harmful = [record for record in records if record.label == "harmful"]
-    attacks = [attacked(arm, compliant) for arm in arms] if harmful else []
-    prompts = PromptCache(model)
-    episodes = {arm.name: _episodes(run, model, records, arm, max_turns, max_new_tokens, prompts) for arm in arms}
-    episodes |= {arm.name: _episodes(run, model, harmful, arm, max_turns, max_new_tokens, prompts) for arm in attacks}
-    behaviour = {name: rates(ran) for name, ran in episodes.items()}
-    # An attacked arm is compared with the same arm unattacked, every other one with the bare agent.
-    by_id = {name: {episode.id: episode for episode in ran} for name, ran in episodes.items()}
-    paired = {
-        name: compare(
-            ran, [by_id[name.removesuffix("+jailbreak") if "jailbreak" in name else "agent"][e.id] for e in ran]
-        )
-        for name, ran in episodes.items()
-        if name != "agent"
-    }
-    mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
-    behaviour_table(behaviour)
-    _paired_table(paired, mass)
-    injection = {
-        arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
-    }
-    write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass})
-
-
-PAIRED = (("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate"))
-
-
-def _paired_table(paired: Mapping[str, Any], mass: Mapping[str, Any]) -> None:
-    """Differences on the same tasks in points, McNemar's p, and where the first token's probability lies."""
-    rows = []
-    for arm, cells in paired.items():
-        row = [arm]
-        for label, name in PAIRED:
-            cell = cells.get(label, {}).get("strict", {}).get(name)
-            known = cell is not None and cell["value"] is not None
-            row.append(f"{100 * cell['value']:+.0f} (p {cell['p_value']:.2g})" if known else "–")
-        first = mass.get(arm, {}).get("harmful", {}).get("refusal")
-        rows.append([*row, percent(first)])
-    head = ["arm", "harmful refused", "benign done", "look-alike refused", "refusal starts, harmful"]
-    print_table(head, rows, "points against the agent on the same tasks (attacked arms: against the arm unattacked)")

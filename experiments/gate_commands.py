@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from experiments.agents.records import Record
-from experiments.behaviour import DECISIONS, run_arm
-from experiments.commands import check_width, open_model, write_results
+from experiments.behaviour import DECISIONS
+from experiments.command_parts import Episodes, check_width, open_model, write_results
 from experiments.demonstrations import own_demonstrations
 from experiments.gating import JUDGE, Settings, gating_study
 from experiments.inputs import environment_for, read_tasks
-from experiments.progress import bar, say
+from experiments.progress import say
 from experiments.replay import replay
 from experiments.run import Run
 from experiments.tables import percent, print_table
 from interp.errors import UserError
-from interp.prefill import PromptCache
 from probes.logistic import LayerProbes
 from steering.directions import from_probes
 from steering.injection import Arm
@@ -55,22 +54,15 @@ def gates_command(
     training, choosing, shown = (
         read_tasks(spec, limit) for spec, limit in ((train, n_train), (validation, n_validation), (tasks, n))
     )
-    run = Run(out, say)
+    Run(out, say)
     model = open_model(model_name, chat_template)
-    prompts = PromptCache(model)
     directions = {}
     if probes_path is not None:
         probes = LayerProbes.load(probes_path)
-        check_width(probes.directions.shape[1], model, probes_path)
+        check_width(probes, model, probes_path)
         directions[probes_path.name] = from_probes(probes)
 
-    def episodes(arm: Arm, records: Sequence[Record]) -> list[Any]:
-        with bar(arm.name, len(records)) as advance:
-            return run_arm(
-                model, records, arm, environment_for, max_turns=max_turns, max_new_tokens=max_new_tokens,
-                journal=run.folder / "generations.jsonl", prompts=prompts, progress=advance,
-            )  # fmt: skip
-
+    episodes = partial(Episodes(out, max_turns, max_new_tokens), model)
     attack = own_demonstrations(training, episodes(Arm("agent"), training)) if jailbreak else ()
     sections, found = gating_study(
         model, training, choosing, shown, environment_for, episodes, prefix, directions=directions, jailbreak=attack,

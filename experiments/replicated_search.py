@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.agents.loaders import deduplicate
 from experiments.agents.records import Record
-from experiments.commands import open_model
+from experiments.command_parts import open_model
 from experiments.inputs import environment_for, read_tasks
 from experiments.organism.mixes import OPENINGS
 from experiments.prefix_search import exhaustive, make_scorer, widened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,15 @@ import typer
 
 from experiments.agents.endpoint import Endpoint, run_endpoint
 from experiments.agents.loaders import deduplicate
-from experiments.agents.records import Record
-from experiments.agents.rollout import Episode
-from experiments.behaviour import rates, run_arm
-from experiments.commands import ARMS, _arm, open_model, write_results
+from experiments.behaviour import rates
+from experiments.command_parts import ARMS, Episodes, check_width, named_arm, open_model, write_results
 from experiments.guards import FORMATS, Guard, classifier_guard, guard_study, lm_guard, probe_guard, probe_logits
 from experiments.inputs import environment_for, read_tasks
 from experiments.progress import bar, say
 from experiments.robustness import attack_study, jailbreak_demonstrations, transfer_matrix
 from experiments.run import Run
-from experiments.search_job import check_width
 from experiments.tables import behaviour_table, print_table, signed
 from interp.errors import UserError
-from interp.model import HookedModel
-from interp.prefill import PromptCache
 from steering.injection import Arm
 
 NO_ACTIVATIONS = "The model stands behind an endpoint: behaviour only. No activations, probes, tracks or steering."
@@ -39,22 +35,6 @@ def read_prefix(path: Path) -> str:
     if not text.strip():
         raise UserError(f"{path}: holds no prefix; give the prefix.txt of `pingscope search`")
     return text
-
-
-class _Evaluator:
-    """Episodes of arms on models, journalled in one folder; prompts are read once per model."""
-
-    def __init__(self, out: Path, max_turns: int, max_new_tokens: int) -> None:
-        self.out, self.limits = out, {"max_turns": max_turns, "max_new_tokens": max_new_tokens}
-        self.prompts: dict[str, PromptCache] = {}
-
-    def __call__(self, model: HookedModel, arm: Arm, records: Sequence[Record]) -> list[Episode]:
-        kept = self.prompts.setdefault(model.fingerprint, PromptCache(model))
-        with bar(arm.name, len(records)) as advance:
-            return run_arm(
-                model, records, arm, environment_for, journal=self.out / "generations.jsonl", prompts=kept,
-                progress=advance, **self.limits,
-            )  # fmt: skip
 
 
 def guard_job(
@@ -90,12 +70,11 @@ def guard_job(
         benign = [r for r in deduplicate(read_tasks(validation, limit), records) if r.label == "benign"]
         if not benign:
             raise UserError(f"--validation {validation}: no benign task that is not in --tasks; give other ones")
-        scores = np.asarray(probe_logits(model, probes, layer, benign))
-        threshold = threshold_at(scores, fpr)
+        threshold = threshold_at(np.asarray(probe_logits(model, probes, layer, benign)), fpr)
         chosen["probe"] = probe_guard(model, probes, layer, threshold)
         thresholds = {"layer": layer, "threshold": threshold, "fpr": fpr, "n": len(benign)}
-    evaluate = _Evaluator(out, max_turns, max_new_tokens)
-    found = guard_study(chosen, prefix, records, lambda arm, some: evaluate(model, arm, some))
+    evaluate = Episodes(out, max_turns, max_new_tokens)
+    found = guard_study(chosen, prefix, records, partial(evaluate, model))
     behaviour_table(found["behaviour"])
     for name, said in found["verdicts"].items():
         typer.echo(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in said.items()))
@@ -136,14 +115,14 @@ def attack_job(
     others = deduplicate(read_tasks(demonstrations), records) if demonstrations else []
     Run(out, say)
     model = open_model(model_name, chat_template)
-    evaluate = _Evaluator(out, max_turns, max_new_tokens)
+    evaluate = Episodes(out, max_turns, max_new_tokens)
     examples: list[tuple[str, str]] = []
     if others:
         harmful = [record for record in others if record.label == "harmful"][: 10 * shots]
         examples = jailbreak_demonstrations(evaluate(model, Arm("agent"), harmful), harmful, shots)
         if len(examples) < shots:
             say(f"note: the agent carried out {len(examples)} of {shots} harmful demonstrations")
-    found = attack_study(prefix, examples, records, lambda arm, some: evaluate(model, arm, some))
+    found = attack_study(prefix, examples, records, partial(evaluate, model))
     behaviour_table(found["behaviour"])
     write_results(out, model, {"behaviour": found["behaviour"], "attacks": found | {"prefix": prefix}})
 
@@ -165,7 +144,7 @@ def transfer_job(
     models = {name: open_model(name, chat_template) for name in model_names}
     names = [*model_names, *(str(path) for path in prefix_files[len(model_names) :])]
     prefixes = {name: read_prefix(path) for name, path in zip(names, prefix_files, strict=False)}
-    evaluate = _Evaluator(out, max_turns, max_new_tokens)
+    evaluate = Episodes(out, max_turns, max_new_tokens)
     found = transfer_matrix(models, prefixes, records, evaluate)
     rows = [
         [name, *(signed(cell["overall"]).lstrip("+") for cell in row.values())] for name, row in found["matrix"].items()
@@ -187,7 +166,7 @@ def evaluate_endpoint_job(
     per_minute: float,
 ) -> None:
     records = read_tasks(tasks, limit)
-    chosen = [_arm(name, text) for name in arms or ARMS[:1]]
+    chosen = [named_arm(name, text) for name in arms or ARMS[:1]]
     Run(out, say)
     endpoint = Endpoint(model_name, base_url or None, per_minute=per_minute, max_new_tokens=max_new_tokens)
     if any(arm.prefix for arm in chosen) and not endpoint.check_prefill():

@@ -15,6 +15,8 @@ from interp.io import read_json, sha256_of, write_json
 
 T = TypeVar("T")
 
+SCHEMA_VERSION = 1  # of results.json
+
 
 class Run:
     """The folder of one study.

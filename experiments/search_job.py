@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from experiments.agents.records import Record
-from experiments.agents.rollout import Episode
-from experiments.behaviour import run_arm
-from experiments.commands import open_model, write_results
+from experiments.command_parts import Episodes, check_width, open_model, write_results
 from experiments.held_out import held_out_study
 from experiments.inputs import environment_for, read_tasks
 from experiments.prefix_search import search_prefix, search_section
@@ -22,10 +21,8 @@ from experiments.screening import Screen
 from experiments.tables import print_table, signed
 from interp.errors import UserError
 from interp.io import atomic_write
-from interp.model import HookedModel, load_model
-from interp.prefill import PromptCache
+from interp.model import load_model
 from steering.generators import ModelGenerator, endpoint_ask, local_ask
-from steering.injection import Arm
 from steering.phrases import PhraseGenerator
 from steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
@@ -90,15 +87,7 @@ def search_job(
         typer.echo(line)
     section = search_section(found, settings, perf, str(generator), proposing)
     if unseen:
-        prompts = PromptCache(model)
-
-        def evaluate(arm: Arm, chosen: Sequence[Record]) -> list[Episode]:
-            with bar(arm.name, len(chosen)) as moved:
-                return run_arm(
-                    model, chosen, arm, environment_for, max_turns=max_turns, max_new_tokens=max_new_tokens,
-                    journal=out / "generations.jsonl", prompts=prompts, progress=moved,
-                )  # fmt: skip
-
+        evaluate = partial(Episodes(out, max_turns, max_new_tokens), model)
         section["held_out"] = held_out_study(found, model, unseen, records, evaluate, perf)
         print_held_out(section["held_out"])
     write_results(out, model, {"search": section})
@@ -177,9 +166,3 @@ def print_held_out(held: dict[str, Any]) -> None:
         f"selection bias: {bias['search']:.2f} on the tasks searched, {bias['held_out']['value']:.2f} on others: "
         f"{bias['bias']:+.2f} [{low:+.2f}, {high:+.2f}]"
     )
-
-
-def check_width(probes: Any, model: HookedModel, path: Path) -> None:
-    """Probes must have been fitted on this model's width."""
-    if probes.directions.shape[1] != model.d_model:
-        raise UserError(f"{path}: probes of width {probes.directions.shape[1]}, but {model.name} has {model.d_model}")

@@ -26,6 +26,7 @@ from experiments.bench import Bench, open_bench
 from experiments.config import StudyConfig
 from experiments.progress import bar, console
 from experiments.run import Run
+from interp.model import HookedModel
 
 NARROW = 256  # d_model: up to here several threads mostly wait for each other
 
@@ -36,6 +37,11 @@ class Submit(Protocol):
     """Start ``stage(bench, *more)``, known in the folder as ``name``; what comes back is called for its result."""
 
     def __call__(self, name: str, stage: Callable[..., Any], /, *more: Any) -> Later: ...
+
+
+def stage_threads(model: HookedModel) -> int:
+    """Threads that a stage computes with: one for a narrow model on a CPU."""
+    return 1 if model.device.type == "cpu" and model.d_model <= NARROW else torch.get_num_threads()
 
 
 @contextmanager

@@ -30,9 +30,9 @@ from experiments.mechanism import mechanism_study
 from experiments.organism.comments import neutral_comments
 from experiments.prefix_search import search_prefix, search_section
 from experiments.progress import bar, say
-from experiments.run import Run, peak_memory_mb
+from experiments.run import SCHEMA_VERSION, Run, peak_memory_mb
 from experiments.screening import Screen
-from experiments.second_process import second_process
+from experiments.second_process import second_process, stage_threads
 from experiments.steering_ablation import Sizes, control_directions, layer_sets, steering_study
 from experiments.steering_inputs import reference_coherence, shuffled_direction
 from experiments.tracking import final_gap, fit_probes, residual_norms, track
@@ -45,7 +45,6 @@ from steering.injection import Arm, comparison_arms
 from steering.phrases import shuffled_words
 from steering.ping import Settings
 
-SCHEMA_VERSION = 1
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
 NEUTRAL, SHUFFLES = 3, 2
 ASIDE = ("probes", "detectors", "steering", "tracking", "first-token")  # what runs beside the rest, in order
@@ -151,7 +150,7 @@ def behaviour_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         episodes = {arm.name: bench.episodes(arm, bench.test) for arm in arms}
-        bench.forget_prompts()  # half a gigabyte a model, and no later stage of this process reads them
+        bench.forget_prompts()  # half a gigabyte a model, which another process may need now
         behaviour = {name: rates(ran) for name, ran in episodes.items()}
         paired = {name: compare(ran, episodes["agent"]) for name, ran in episodes.items() if name.startswith("agent+")}
         injection = {
@@ -312,7 +311,7 @@ def meta(bench: Bench) -> dict[str, Any]:
         "note": "model organism" if bench.organism else "",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "seeds": {"study": bench.config.seed},
-        "threads": torch.get_num_threads(),
+        "threads": {"training": torch.get_num_threads(), "stages": stage_threads(bench.agent)},
         "models": {name: {"id": model.name, "fingerprint": model.fingerprint} for name, model in bench.models.items()},
         "template_hash": bench.agent.template_hash,
         "seconds": {name: round(value, 1) for name, value in bench.run.seconds.items()},
