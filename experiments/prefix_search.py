@@ -10,8 +10,9 @@ from typing import Any
 
 from experiments.agents.records import Record
 from experiments.agents.rollout import MakeEnvironment
+from experiments.leaning import Cheap, Leaning, PlainEpisodes, probe_leaning
 from experiments.prefix_table import Budget, Perf, PrefixTable
-from experiments.screening import Cheap, Screen, Screened, first_token_leaning, probe_leaning
+from experiments.screening import Screen, Screened
 from interp.errors import UserError
 from interp.model import HookedModel
 from interp.prefixed import PrefixRenderer
@@ -101,10 +102,12 @@ def make_scorer(
         return exhaustive(table, perf)
     cheap: Cheap | None = None
     if table.engine is not None and isinstance(table.render, PrefixRenderer):
+        limits = table.max_turns, table.max_new_tokens
+        plain = PlainEpisodes(table.engine, table.render, table.make_env, *limits) if perf == "success" else None
         cheap = (
             probe_leaning(table.model, table.render, probes, table.records)
             if probes is not None
-            else first_token_leaning(table.engine, table.render, table.records, openings)
+            else Leaning(table.engine, table.render, table.records, openings, plain)
         )
     return Screened(table, perf, screen, cheap, seed)
 

@@ -19,18 +19,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.agents.loaders import deduplicate
 from experiments.agents.records import Record
 from experiments.command_parts import open_model
 from experiments.inputs import environment_for, read_tasks
+from experiments.leaning import Cheap
 from experiments.organism.mixes import OPENINGS
 from experiments.prefix_search import exhaustive, make_scorer, widened
 from experiments.prefix_table import Perf, PrefixTable
 from experiments.progress import bar, say
 from experiments.run import Run
-from experiments.screening import Cheap, Screen, Screened
+from experiments.screening import Screen, Screened
 from experiments.tables import percent, print_table, signed
 from interp.io import write_json
 from interp.shared_prefill import SharedPrefill
@@ -58,10 +57,11 @@ def replicate(
     for seed in range(searches):
         full, less = table.view(), table.view()
         scorer = Screened(less, perf, screen, cheap, seed)
-        winners = {}
+        winners, curves = {}, {}
         for name, score, wide in (("exhaustive", exhaustive(full, perf), None), ("screened", scorer, screen)):
             rounds = asdict(widened(settings, wide))
-            winners[name] = ping(PhraseGenerator(), score, random.Random(seed), **rounds).best
+            found = ping(PhraseGenerator(), score, random.Random(seed), **rounds)
+            winners[name], curves[name] = found.best, [one.best for one in found.rounds]
         texts = {name: winner.text for name, winner in winners.items()}
         everything = list(range(len(unseen.records)))
         unseen.measure(dict.fromkeys(texts.values(), everything))
@@ -73,13 +73,16 @@ def replicate(
                 "texts": texts,
                 "search": {name: winner.score.overall for name, winner in winners.items()},
                 "held_out": held,
-                "tokens": {"exhaustive": full.tokens, "screened": less.tokens},
+                "curves": curves,
+                # What the cheap score reads is shared by these searches; each of them would have generated it.
+                "tokens": {"exhaustive": full.tokens, "screened": less.tokens + getattr(cheap, "tokens", 0)},
                 "spearman": scorer.correlation().to_dict(),
                 "dropped": dict(scorer.dropped),
             }
         )
         if progress is not None:
-            progress(info=f"{held['screened'] - held['exhaustive']:+.2f}")
+            gain = held["screened"] - held["exhaustive"]
+            progress(info=f"{gain:+.2f} at {rows[-1]['tokens']['screened'] / rows[-1]['tokens']['exhaustive']:.2f}")
     loss = [row["held_out"]["exhaustive"] - row["held_out"]["screened"] for row in rows]
     shares = [row["tokens"]["screened"] / row["tokens"]["exhaustive"] for row in rows]
     total = {name: sum(row["tokens"][name] for row in rows) for name in ("exhaustive", "screened")}
@@ -126,7 +129,7 @@ def main() -> None:
     unseen = PrefixTable(model, deduplicate(held, chosen), environment_for, given.out / "held-out.jsonl", **limits)
     openings = OPENINGS if given.tasks.startswith("organism:") else None
     scorer = make_scorer(table, given.perf, screen, openings=openings)
-    cheap = remembered(scorer.rank_by) if isinstance(scorer, Screened) and scorer.rank_by else None
+    cheap = scorer.rank_by if isinstance(scorer, Screened) else None
     started = time.perf_counter()
     with bar("searches", given.searches) as advance:
         found = replicate(
@@ -150,20 +153,6 @@ def main() -> None:
         ],
         "screened against exhaustive search from the same random states [95% interval]",
     )
-
-
-def remembered(cheap: Cheap) -> Cheap:
-    """Leanings that are computed once per prefix and set of tasks."""
-    known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
-
-    def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
-        key = tuple(int(i) for i in tasks)
-        fresh = [text for text in dict.fromkeys(texts) if (text, key) not in known]
-        if fresh:
-            known.update({(text, key): row for text, row in zip(fresh, cheap(fresh, tasks), strict=True)})
-        return np.stack([known[text, key] for text in texts])
-
-    return lean
 
 
 def _without_lookalikes(records: Sequence[Record]) -> list[Record]:

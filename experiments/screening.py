@@ -9,29 +9,19 @@ with the true one is measured, and where it is poor every prefix is raced.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from experiments.agents.judges import token_classes
 from experiments.agents.records import Record
+from experiments.leaning import Cheap
 from experiments.prefix_table import Perf, PrefixTable, TaskOutcome
-from interp.chat import Rendered
 from interp.errors import UserError
-from interp.prefixed import PrefixRenderer
-from interp.selection import final
-from interp.shared_prefill import SharedPrefill
 from probes.statistics import Estimate
-from steering.injection import Arm
 from steering.ping import Score, normalised
-
-# (prefixes, task indices) -> how far each task leans to refusal behind each prefix, 0 to 1.
-Cheap = Callable[[Sequence[str], Sequence[int]], Float[np.ndarray, "prefix task"]]
 
 DOUBT = 4  # values that a prior variance counts as
 
@@ -49,17 +39,18 @@ class Screen:
         block: tasks per label of the first stage of a race; each further stage doubles what was run.
         delta: probability, per prefix, that a race drops one that is better than the best by more than ``margin``.
         margin: an overall score that much higher is not worth a race (0.01: one point).
-        cheap_tasks: tasks per side that the cheap score reads to rank all prefixes proposed.
+        cheap_tasks: tasks per side that the cheap score reads to rank all prefixes proposed; the better ones are read
+            on three times as many, those that are run on all.
     """
 
-    propose: int = 4
-    keep: float = 0.5
-    trust: float = 0.5
+    propose: int = 8
+    keep: float = 0.15
+    trust: float = 0.2
     learn: int = 6
     block: int = 8
-    delta: float = 0.05
+    delta: float = 0.15
     margin: float = 0.01
-    cheap_tasks: int = 24
+    cheap_tasks: int = 12
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1 or not 0 < self.delta < 1 or min(self.block, self.cheap_tasks, self.propose) < 1:
@@ -80,7 +71,6 @@ class Screened:
         self.table, self.perf, self.screen, self.rank_by = table, perf, screen, cheap
         self.stages = race_stages(table.records, screen.block, seed)
         self.harmful = np.array([record.label == "harmful" for record in table.records])
-        self.read = [i for side in (True, False) for i in np.flatnonzero(self.harmful == side)[: screen.cheap_tasks]]
         self.cheap: dict[str, float] = {}
         self.texts: dict[str, str] = {}  # everything generated for
         self.leaning: dict[str, np.ndarray] = {}  # of those, on every task
@@ -88,12 +78,11 @@ class Screened:
         self.best: str | None = None
 
     def __call__(self, texts: Sequence[str]) -> list[Score | None]:
-        self._read(texts)
         running = self._let_through(texts)
         self.dropped["by the cheap score"] += len(texts) - len(running)
         self.texts |= {normalised(text): text for text in running}
         if self.rank_by is not None and running:
-            found = self.rank_by(running, range(len(self.harmful)))
+            found = self._read(running, range(len(self.harmful)))
             self.leaning |= {normalised(text): row for text, row in zip(running, found, strict=True)}
         for stage, tasks in enumerate(self.stages):
             if not running or not self.table.measure(dict.fromkeys(running, tasks)):
@@ -120,23 +109,36 @@ class Screened:
         found = self.correlation()
         return found.n >= self.screen.learn and found.ci[0] >= self.screen.trust
 
-    def _read(self, texts: Sequence[str]) -> None:
-        if self.rank_by is not None and texts:
-            found = self.rank_by(texts, self.read)
-            harmful = self.harmful[self.read]
-            gaps = found[:, harmful].mean(1) - found[:, ~harmful].mean(1)
-            self.cheap |= {normalised(text): float(gap) for text, gap in zip(texts, gaps, strict=True)}
+    def _read(self, texts: Sequence[str], tasks: Sequence[int]) -> Float[np.ndarray, "prefix task"]:
+        """Leanings on these tasks; what a prefix leans more on harmful tasks than on others is its cheap score."""
+        assert self.rank_by is not None
+        found, harmful = self.rank_by(texts, tasks), self.harmful[list(tasks)]
+        gaps = found[:, harmful].mean(1) - found[:, ~harmful].mean(1)
+        self.cheap |= {normalised(text): float(gap) for text, gap in zip(texts, gaps, strict=True)}
+        return found
+
+    def _ranked(self, texts: Sequence[str], per_side: int) -> list[str]:
+        tasks = [int(i) for side in (True, False) for i in np.flatnonzero(self.harmful == side)[:per_side]]
+        if texts:
+            self._read(texts, tasks)
+        return sorted(texts, key=lambda text: -self.cheap[normalised(text)])
 
     def _scored(self) -> list[tuple[str, Score]]:
         found = [(key, self.table.score(text, self.perf)) for key, text in self.texts.items()]
         return [(key, score) for key, score in found if score is not None]
 
     def _let_through(self, texts: Sequence[str]) -> list[str]:
-        wanted = len(texts) / self.screen.propose  # M of a full round
+        wanted = math.ceil(len(texts) / self.screen.propose)  # M of a full round
+        if self.rank_by is None or not texts:
+            return list(texts[:wanted])
+        ranked = self._ranked(texts, self.screen.cheap_tasks)
         if not self.trusted():
-            return list(texts[: math.ceil(wanted)])
-        ranked = sorted(texts, key=lambda text: -self.cheap[normalised(text)])
-        return ranked[: math.ceil(self.screen.keep * wanted)]
+            # From the first rank to the last, denser at the top: prefixes of one kind would not show whether it ranks.
+            last = len(ranked) - 1
+            return [ranked[max(i, round((i / max(1, wanted - 1)) ** 2 * last))] for i in range(wanted)]
+        keep = math.ceil(self.screen.keep * wanted)
+        closer = ranked[: round(math.sqrt(keep * len(ranked)))]  # halfway down, they are read on more tasks
+        return self._ranked(closer, 3 * self.screen.cheap_tasks)[:keep]
 
     def _overall(self, text: str | None) -> float:
         score = None if text is None else self.table.score(text, self.perf)
@@ -240,50 +242,6 @@ def _point(outcome: TaskOutcome, harmful: bool, perf: Perf) -> bool | None:
     if harmful:
         return outcome.refused
     return outcome.success if perf == "success" else not outcome.refused
-
-
-def first_token_leaning(
-    engine: SharedPrefill,
-    render: PrefixRenderer,
-    records: Sequence[Record],
-    examples: Mapping[str, Sequence[str]] | None = None,
-) -> Cheap:
-    """Leaning by the first token after a prefix: the log-odds of refusal starts against action and comment starts,
-    as a probability. No token is generated.
-
-    Args:
-        examples: beginnings of ``refusals``, ``actions`` and ``comments`` in the model's words; default: common ones.
-    """
-    classes = token_classes(engine.model.tokenizer, **(examples or {}))
-    yes, no = list(classes["refusal"]), [*classes["action"], *classes["comment"]]
-    if not yes or not no:
-        raise UserError("screening: no token begins a refusal or an action; give examples in the model's words")
-
-    def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
-        logits = engine.next_token_logits(_rows(render, [records[i] for i in tasks], texts), [*yes, *no])
-        odds = logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
-        return odds.sigmoid().double().view(len(texts), len(tasks)).numpy()
-
-    return lean
-
-
-def probe_leaning(model: Any, render: PrefixRenderer, probes: Any, records: Sequence[Record]) -> Cheap:
-    """Leaning by a probe: the probability of harm that it reads at the final token, in the middle layer of its own."""
-    at = len(probes.layers) // 2
-    layer = probes.layers[at]
-    w = torch.from_numpy(np.asarray(probes.directions[at], dtype=np.float32))
-    b = float(probes.intercepts[at])
-
-    def lean(texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray:
-        rows = _rows(render, [records[i] for i in tasks], texts)
-        found = torch.cat(model.residuals(rows, [layer], where=final())[layer]).float().cpu() @ w + b
-        return found.sigmoid().double().view(len(texts), len(tasks)).numpy()
-
-    return lean
-
-
-def _rows(render: PrefixRenderer, records: Sequence[Record], texts: Sequence[str]) -> list[Rendered]:
-    return [render(Arm("", prefix=text).apply(record.prompt())) for text in texts for record in records]
 
 
 def spearman(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 1000) -> Estimate:

@@ -54,14 +54,15 @@ class Cascade:
         """Candidates of a prompt."""
         return len(self.start) // len(self.lengths)
 
-    def forward(self, ids: Int[Tensor, "slot pos"]) -> Float[Tensor, "slot vocab"]:
+    def forward(self, ids: Int[Tensor, "slot pos"], last: int = 1) -> Float[Tensor, "slot last vocab"]:
+        """Logits at the ``last`` positions of ``ids``, which join the own parts."""
         self.queries = ids.shape[1]
         columns = torch.arange(self.filled, self.filled + self.queries, device=ids.device)
         self._own_positions = (columns - self.start[:, None]).clamp(min=0)
         positions = self._own_positions + self.lengths.repeat_interleave(self.group)[:, None]
         self._masks = {}
         with _attending(self):
-            logits = next_logits(self.model, ids, positions, self.own)
+            logits = next_logits(self.model, ids, positions, self.own, last)
         self.filled += self.queries
         return logits
 
@@ -264,10 +265,12 @@ def left_padded(parts: Sequence[tuple[int, ...]], pad: int) -> tuple[Int[Tensor,
     return torch.tensor([[pad] * gap + list(part) for gap, part in zip(padding, parts, strict=True)]), padding
 
 
-def next_logits(model: HookedModel, ids: Tensor, positions: Tensor, cache: Any) -> Float[Tensor, "slot vocab"]:
+def next_logits(
+    model: HookedModel, ids: Tensor, positions: Tensor, cache: Any, last: int
+) -> Float[Tensor, "slot last vocab"]:
     where = {"position_ids": positions} if model.takes_positions else {}
-    last = {"logits_to_keep": 1} if model._head_takes_last else {}
-    return model.hf(input_ids=ids, past_key_values=cache, use_cache=True, **where, **last).logits[:, -1]
+    kept = {"logits_to_keep": last} if model._head_takes_last else {}
+    return model.hf(input_ids=ids, past_key_values=cache, use_cache=True, **where, **kept).logits[:, -last:]
 
 
 def why_not(model: HookedModel) -> str:
@@ -289,7 +292,7 @@ def why_not(model: HookedModel) -> str:
             kept = prompt_layers(model, prompts)
             ids, padding = left_padded(own, model.pad_id)
             memory = Cascade(model, [kept[p] for p in prompts], [len(p) for p in prompts], padding, ids.shape[1])
-            got = memory.forward(ids.to(model.device)).float().cpu()
+            got = memory.forward(ids.to(model.device))[:, -1].float().cpu()
     except torch.OutOfMemoryError:  # says nothing about the attention
         raise
     except Exception as error:  # noqa: BLE001 - whatever a foreign attention raises, its copies work

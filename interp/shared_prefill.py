@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -29,6 +29,7 @@ from interp.recent import Recent
 
 ROW_BUDGET = 32_768  # slots (rows x longest prefix and answer) of one batch
 MEMORY = 1 << 30  # bytes of prompts kept for later calls
+LOGITS = 1 << 28  # numbers of one batch's logits, where those of many positions are wanted
 MANY_ROWS = 512
 WORTH_MOVING = 0.75  # finished rows leave the batch when it shrinks to this share
 STOP_MARKS = frozenset(")>}`\n.!?")  # an outcome is decided at one of these
@@ -136,25 +137,58 @@ class SharedPrefill:
         out = torch.empty((len(rows), len(kept)))
         for members, _, logits in self._batches(rows, 1):
             slots = [slot for slot, row in enumerate(members) if row >= 0]
-            found = logits[slots][:, kept.to(logits.device)]
+            found = logits[slots, -1][:, kept.to(logits.device)]
             out[[members[slot] for slot in slots]] = found.float().cpu()
         return out
 
+    def answer_log_probs(
+        self, rows: Sequence[Rendered], answers: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
+        """How likely a given answer is after every row, in nats, and whether greedy decoding would give it.
+
+        Nothing is generated: the answer is read behind the row's own part, all rows of a prompt together.
+
+        Raises:
+            UserError: a row without an injected prefix, or an answer without a token.
+        """
+        for row, answer in zip(rows, answers, strict=True):
+            if "prefix" not in row.roles or not answer:
+                raise UserError(f"prompt {row.id!r}: an answer is read behind an injected prefix; give both")
+        whole = [
+            Rendered(row.id, row.label, row.ids + tuple(answer), row.roles + ("answer",) * len(answer))
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        self.model.check_context(whole)
+        longest = max(map(len, answers), default=0)
+        likely, greedy = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.bool)
+        for members, _, logits in self._batches(whole, 1, last=longest + 1):
+            slots = [slot for slot, row in enumerate(members) if row >= 0]
+            at = [members[slot] for slot in slots]
+            said, padding = left_padded([tuple(answers[row]) for row in at], 0)
+            said = said.to(logits.device)
+            real = torch.arange(said.shape[1], device=said.device) >= torch.tensor(padding, device=said.device)[:, None]
+            found = logits[slots, -1 - said.shape[1] : -1].float().log_softmax(-1)
+            log_probs = found.gather(-1, said[..., None])[..., 0]
+            likely[at] = log_probs.masked_fill(~real, 0.0).sum(-1).cpu()
+            greedy[at] = ((found.argmax(-1) == said) | ~real).all(-1).cpu()
+        return likely, greedy
+
     def _batches(
-        self, rows: Sequence[Rendered], new_tokens: int
-    ) -> Iterator[tuple[list[int], _Memory, Float[Tensor, "slot vocab"]]]:
-        """Batches as (row of every slot, or -1; the cache after the prefixes; logits of the next token)."""
+        self, rows: Sequence[Rendered], new_tokens: int, last: int = 1
+    ) -> Iterator[tuple[list[int], _Memory, Float[Tensor, "slot last vocab"]]]:
+        """Batches as (row of every slot, or -1; the cache after the own parts; logits of their last positions)."""
+        budget = self.row_budget if last == 1 else min(self.row_budget, LOGITS // self.model.vocab_size)
         fingerprint = self.model.fingerprint
         if fingerprint != self._fingerprint:  # a training step makes every kept prompt stale
             self._kept, self._fingerprint = Recent(self.memory), fingerprint
         cascade = self.sharing == "cascade"
         with self.model.evaluating(), torch.no_grad():
-            for prompts, members, own in _plan(rows, new_tokens, self.row_budget, ragged=cascade):
+            for prompts, members, own in _plan(rows, new_tokens, budget, ragged=cascade):
                 kept = self._read(prompts)
                 ids, padding = left_padded(own, self.model.pad_id)
                 kind = Cascade if cascade else _Expanded
                 memory = kind(self.model, kept, [len(p) for p in prompts], padding, ids.shape[1] + new_tokens)
-                logits = memory.forward(ids.to(self.model.device))
+                logits = memory.forward(ids.to(self.model.device), last)
                 self.cost.prefix_tokens += sum(len(part) for row, part in zip(members, own, strict=True) if row >= 0)
                 yield members, memory, logits
 
@@ -175,7 +209,7 @@ class SharedPrefill:
         self,
         members: Sequence[int],
         memory: _Memory,
-        logits: Float[Tensor, "slot vocab"],
+        logits: Float[Tensor, "slot last vocab"],
         limit: int,
         stop: Stop | None,
     ) -> list[tuple[tuple[int, ...], bool]]:
@@ -185,7 +219,7 @@ class SharedPrefill:
         ended = [row < 0 for row in members]
         live = list(range(len(said)))  # slot at every place of the batch; a place may repeat a slot to fill up
         for step in range(limit):
-            tokens = logits.argmax(-1)
+            tokens = logits[:, -1].argmax(-1)
             seen: set[int] = set()
             for slot, token in zip(live, tokens.tolist(), strict=True):
                 if ended[slot] or slot in seen:
@@ -223,7 +257,7 @@ class SharedPrefill:
 class _Memory(Protocol):
     """Keys and values of one batch."""
 
-    def forward(self, ids: Int[Tensor, "slot pos"]) -> Float[Tensor, "slot vocab"]: ...
+    def forward(self, ids: Int[Tensor, "slot pos"], last: int = 1) -> Float[Tensor, "slot last vocab"]: ...
 
     def places(self, live: Sequence[bool]) -> list[int]: ...
 
@@ -241,10 +275,10 @@ class _Expanded:
         self.cache.batch_repeat_interleave(len(padding))
         self.at = lengths[0]
 
-    def forward(self, ids: Int[Tensor, "slot pos"]) -> Float[Tensor, "slot vocab"]:
+    def forward(self, ids: Int[Tensor, "slot pos"], last: int = 1) -> Float[Tensor, "slot last vocab"]:
         positions = torch.arange(self.at, self.at + ids.shape[1], device=ids.device).expand(ids.shape)
         self.at += ids.shape[1]
-        return next_logits(self.model, ids, positions, self.cache)
+        return next_logits(self.model, ids, positions, self.cache, last)
 
     def places(self, live: Sequence[bool]) -> list[int]:
         return [place for place, alive in enumerate(live) if alive]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_models import build_model, train_tokenizer
@@ -9,9 +11,10 @@ from tiny_models import build_model, train_tokenizer
 from experiments.agents.judges import decided
 from experiments.agents.records import Record
 from experiments.agents.rollout import AnyAction, run_episodes
+from experiments.leaning import Leaning, PlainEpisodes, probe_leaning
 from experiments.prefix_search import search_prefix
 from experiments.prefix_table import PrefixTable, TaskOutcome
-from experiments.screening import Screen, first_token_leaning, probe_leaning
+from experiments.screening import Screen
 from interp import HookedModel, Prompt
 from interp.prefixed import PrefixRenderer
 from interp.shared_prefill import SharedPrefill
@@ -54,7 +57,7 @@ def test_prefixes_rendered_once_have_the_ids_of_every_prompt(template):
 def test_leanings_need_no_generation(tiny_model):
     engine = SharedPrefill(tiny_model)
     render = PrefixRenderer(tiny_model)
-    found = first_token_leaning(engine, render, records())(PREFIXES, [0, 3, 7])
+    found = Leaning(engine, render, records())(PREFIXES, [0, 3, 7])
     assert found.shape == (3, 3) and (found > 0).all() and (found < 1).all() and engine.cost.new_tokens == 0
     rng = np.random.default_rng(0)
     probes = LayerProbes((1, 2), rng.standard_normal((2, 64)), np.array([0.5, -0.5]), {})
@@ -62,6 +65,42 @@ def test_leanings_need_no_generation(tiny_model):
     flipped = LayerProbes((1, 2), -probes.directions, -probes.intercepts, {})
     other = probe_leaning(tiny_model, render, flipped, records())(PREFIXES, [1, 2])
     assert np.allclose(read + other, 1, atol=1e-5) and read.shape == (3, 2)
+
+
+def test_harmless_tasks_are_read_against_the_plain_agents_own_answers(tiny_model):
+    """Behind a prefix that changes nothing the plain answers stay; the greedy part of a leaning is what a run gives."""
+    engine, render, tasks = SharedPrefill(tiny_model), PrefixRenderer(tiny_model), records()
+    plain = PlainEpisodes(engine, render, Doing, max_turns=2, max_tokens=3)
+    lean = Leaning(engine, render, tasks, plain=plain)
+    harmless = [i for i, record in enumerate(tasks) if record.label != "harmful"]
+    texts = [*PREFIXES, "#"]
+    plain.run([tasks[i] for i in harmless])
+    assert lean.tokens == engine.cost.new_tokens > 0
+    for turns in plain.turns.values():  # had the agent answered this plainly, the first prefix would change nothing
+        (said,) = engine.generate([render(replace(turns[0][0], prefix=texts[0]))], max_new_tokens=3)
+        turns[:] = [(turns[0][0], said.ids)]
+    found, seen = lean(texts, harmless), set()
+    for text, row in zip(texts, found, strict=True):
+        for i, leaning in zip(harmless, row, strict=True):
+            turns = plain.turns[tasks[i].id]
+            behind = [render(replace(prompt, prefix=text)) for prompt, _ in turns]
+            said = engine.generate(behind, max_new_tokens=3)
+            same = all(one.ids[: len(ids)] == ids for one, (_, ids) in zip(said, turns, strict=True))
+            assert bool(leaning < 0.5) == same and 0 <= leaning <= 1
+            seen.add(same)
+    assert seen == {True, False}
+    before = lean.tokens
+    assert np.array_equal(lean(texts[:1], harmless), found[:1]) and lean.tokens == before  # read once
+    harmful = [i for i in range(len(tasks)) if i not in harmless]
+    assert np.array_equal(lean(texts, harmful), Leaning(engine, render, tasks)(texts, harmful))
+
+
+class Doing(AnyAction):
+    """Every task counts as done, whatever is said."""
+
+    def __init__(self, record):
+        super().__init__(record)
+        self.success = True
 
 
 def test_a_screened_search_runs_and_resumes(tiny_model, tmp_path):

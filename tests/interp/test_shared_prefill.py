@@ -37,6 +37,29 @@ def test_the_same_ids_as_plain_generation(load, family):
     assert SharedPrefill(model, sharing="expanded").generate(rows, max_new_tokens=16) == plain
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3"])
+def test_a_given_answer_is_as_likely_as_its_own_forward_pass_says(load, family, monkeypatch):
+    model = load(family)
+    rows = [row for row in rows_of(model) if "prefix" in row.roles]
+    said = [g.ids[: 1 + i % 4] for i, g in enumerate(generate(model, rows, max_new_tokens=4))]
+    other = [tuple((token + 1) % model.vocab_size for token in ids) for ids in said]
+    want = []
+    for row, ids in zip(rows * 2, said + other, strict=True):
+        with torch.no_grad():
+            logits = model.hf(torch.tensor([row.ids + ids])).logits[0, len(row) - 1 : -1]
+        want.append(logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).sum())
+    for sharing in ("cascade", "expanded"):
+        engine = SharedPrefill(model, sharing=sharing)
+        likely, greedy = engine.answer_log_probs(rows * 2, said + other)
+        assert torch.allclose(likely, torch.stack(want), atol=1e-4), sharing
+        assert greedy.tolist() == [True] * len(rows) + [False] * len(rows)
+        assert engine.cost.new_tokens == 0
+    monkeypatch.setattr("interp.shared_prefill.LOGITS", 60 * model.vocab_size)  # small batches
+    assert torch.allclose(SharedPrefill(model).answer_log_probs(rows * 2, said + other)[0], likely, atol=1e-4)
+    with pytest.raises(UserError, match="behind an injected prefix"):
+        engine.answer_log_probs(rows[:1], [()])
+
+
 def test_batches_do_not_change_the_ids(tiny_model, monkeypatch):
     rows = rows_of(tiny_model)
     plain = generate(tiny_model, rows, max_new_tokens=6)
