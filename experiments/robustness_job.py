@@ -176,8 +176,8 @@ def evaluate_endpoint_job(
         )
     behaviour = {}
     for arm in chosen:
-        with bar(arm.name, len(records)):
-            episodes = run_endpoint(endpoint, records, environment_for, arm, max_turns=max_turns)
+        with bar(arm.name, len(records)) as advance:
+            episodes = run_endpoint(endpoint, records, environment_for, arm, max_turns=max_turns, progress=advance)
         behaviour[arm.name] = rates(episodes)
     behaviour_table(behaviour)
     write_results(out, endpoint, {"behaviour": behaviour}, limits=[NO_ACTIVATIONS])  # type: ignore[arg-type]

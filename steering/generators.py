@@ -174,8 +174,13 @@ def request(call: Callable[[], Any]) -> Any:
     except openai.APIConnectionError as error:
         raise UserError(f"endpoint: no connection ({error.__cause__ or error}); check --base-url") from error
     except openai.APIStatusError as error:
-        reason = " ".join(str(error.message).split())[:200]
-        raise UserError(f"endpoint: refused with status {error.status_code} ({reason})") from error
+        # OpenAI's servers explain themselves in `message`, FastAPI's in `detail`, which the client leaves out.
+        body = error.body if isinstance(error.body, dict) else {}
+        reason = " ".join(str(body.get("message") or body.get("detail") or error.message).split())[:200]
+        raise UserError(
+            f"endpoint: answered with status {error.status_code} ({reason}); check the model's name, the key "
+            f"({KEY_VARIABLE}) and the server's log"
+        ) from error
     except openai.OpenAIError as error:
         raise UserError(f"endpoint: {' '.join(str(error).split())[:200]}") from error
 

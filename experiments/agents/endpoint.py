@@ -1,15 +1,18 @@
 """Agents behind an OpenAI-compatible endpoint: the same episodes and judges, and no activations.
 
 A prefix is sent as the beginning of the assistant's message where the server can continue it (vLLM's
-``continue_final_message``), and refused where it cannot: a server that starts a new turn instead would be measured
-under the wrong name. The paper's way for such servers is the same text as a suffix.
+``continue_final_message``), and refused where it cannot (``transformers serve``): a server that starts a new turn
+instead would be measured under the wrong name. The paper's way for such servers is the same text as a suffix.
+
+The server renders the chat and reads the answer: markup in a prompt is the control token there and text in a local
+model, and control tokens that the model says are left out of its answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.agents.records import Record
@@ -81,16 +84,34 @@ class Endpoint:
         ]
 
     def check_prefill(self) -> bool:
-        """Whether a begun answer is continued: asked with and without the field, the server must not start anew."""
-        begun = Prompt("prefill", "Write the numbers from one to nine.", prefix="one two three four")
+        """Whether the server continues a begun answer: asked with and without :data:`CONTINUE`.
+
+        Where the fields are heeded, the prompt lacks the end of the message and the header of a new one, and the
+        server's own count of its tokens shows that whatever its model says. Where counts tell nothing (a server that
+        always continues), the answer has to go on in the middle of a word, as no new answer does.
+
+        Raises:
+            UserError: a plain question fails as well, which says nothing about prefixes.
+        """
+        begun = Prompt("prefill", "Write the numbers from one to nine.", prefix="one two three fo")
+        self._create(replace(begun, prefix=None))
         try:
             reply = self._create(begun, continued=True)
         except UserError:
             return False
         text = answer_text(reply)
-        # A server that ignores the field opens a new message; vLLM returns the continuation alone.
-        self.prefill = bool(text) and not text.lstrip().lower().startswith(("one", "1"))
+        repeated = text.startswith("one two three fo")  # it would be judged as the agent's own words
+        self.prefill = not repeated and (text.startswith("ur") or self._reads_less(reply, begun))
         return self.prefill
+
+    def _reads_less(self, reply: Any, begun: Prompt) -> bool:
+        """Whether the server read fewer tokens for ``reply`` than for a new answer after the same messages."""
+        try:
+            anew = self._create(begun)
+        except UserError:
+            return False
+        ours, theirs = (getattr(getattr(each, "usage", None), "prompt_tokens", 0) or 0 for each in (reply, anew))
+        return 0 < ours < theirs
 
     def _ask(self, prompt: Prompt) -> tuple[str, int, bool]:
         self.wait()
@@ -99,7 +120,7 @@ class Endpoint:
         ended = bool(reply.choices) and reply.choices[0].finish_reason == "stop"
         return answer_text(reply), max(0, int(getattr(usage, "completion_tokens", 0) or 0) - ended), ended
 
-    def _create(self, prompt: Prompt, continued: bool) -> Any:
+    def _create(self, prompt: Prompt, continued: bool = False) -> Any:
         more = {"extra_body": CONTINUE} if continued else {}
         return request(
             lambda: self.client.chat.completions.create(
@@ -121,7 +142,13 @@ def messages_of(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def run_endpoint(
-    endpoint: Endpoint, records: Sequence[Record], make_env: MakeEnvironment, arm: Arm, *, max_turns: int = 6
+    endpoint: Endpoint,
+    records: Sequence[Record],
+    make_env: MakeEnvironment,
+    arm: Arm,
+    *,
+    max_turns: int = 6,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Episodes of one arm on a model behind an endpoint.
 
@@ -131,4 +158,4 @@ def run_endpoint(
     if arm.edits:
         raise UserError(f"{arm.name}: steering needs activations, which an endpoint does not give; use a local model")
     pairs = [(arm, record) for record in records]
-    return run_pairs(pairs, make_env, endpoint.render, endpoint.answer, max_turns=max_turns)
+    return run_pairs(pairs, make_env, endpoint.render, endpoint.answer, max_turns=max_turns, progress=progress)

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks the chat-completions protocol, with a local model or a script behind it."""
+"""A small chat-completions server for what `transformers serve` cannot do: fail on demand, or continue an answer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
 
-def completion(text: str | None, finish: str = "stop", tokens: int = 3) -> dict[str, Any]:
+def completion(
+    text: str | None, finish: str = "stop", tokens: int = 3, prompt_tokens: int | None = 1
+) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
+    total = tokens + (prompt_tokens or 0)
     return {
         "id": "x", "object": "chat.completion", "created": 0, "model": "local",
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens},
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": total},
     }  # fmt: skip
 
 
@@ -53,26 +56,23 @@ def serve(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.server_close()
 
 
-def model_reply(model: Any, continues: bool = True) -> Reply:
-    """Answers of a local model; ``continues``: it goes on from a begun assistant message when asked to."""
-    from interp.chat import Prompt
+def model_reply(model: Any) -> Reply:
+    """Answers of a local model that goes on from a begun assistant message when asked to, as vLLM does."""
+    from interp.chat import Rendered
     from interp.generate import generate
 
     lock = threading.Lock()
 
     def reply(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        turns = list(request["messages"])
-        prefix = None
-        if turns[-1]["role"] == "assistant":
-            last = turns.pop()
-            prefix = last["content"] if continues and request.get("continue_final_message") else None
-        system = turns.pop(0)["content"] if turns[0]["role"] == "system" else None
-        row = model.render(Prompt("r", turns[-1]["content"], system=system, prefix=prefix))
+        ids = model.tokenizer.apply_chat_template(
+            request["messages"], add_generation_prompt=request.get("add_generation_prompt", True),
+            continue_final_message=request.get("continue_final_message", False), return_dict=False,
+        )  # fmt: skip
         with lock:
             (said,) = generate(
-                model, [row], max_new_tokens=request["max_tokens"], temperature=request.get("temperature", 0.0),
-                seed=request.get("seed") or 0,
-            )  # fmt: skip
-        return 200, completion(said.text, "stop" if said.finished else "length", len(said.ids) + said.finished)
+                model, [Rendered("r", "", tuple(ids), ("header",) * len(ids))], max_new_tokens=request["max_tokens"]
+            )
+        ending = "stop" if said.finished else "length"
+        return 200, completion(said.text, ending, len(said.ids) + said.finished, prompt_tokens=len(ids))
 
     return reply

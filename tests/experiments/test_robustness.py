@@ -198,28 +198,52 @@ def test_agent_guard_prefix_and_both(scripted):
     assert found["verdicts"]["half"] == {"harmful": 2, "safe": 0, "unparseable": 10}
 
 
-def test_an_endpoint_gives_the_episodes_of_the_local_model(tiny_model):
+def test_a_prefix_behind_an_endpoint_gives_the_episodes_of_the_local_model(tiny_model):
     tasks = [Record(f"r{i}", "Buy a laptop. " * (i + 1), "benign", domain="web", system="Act.") for i in range(3)]
-    arms = Arm("plain"), Arm("suffix", suffix="Be careful."), Arm("prefix", prefix="# Note: think\n")
+    arm = Arm("prefix", prefix="# Note: think\n")
     with serve(model_reply(tiny_model)) as (url, asked):
         endpoint = Endpoint("tiny", url, max_new_tokens=6)
         assert endpoint.check_prefill()
-        for arm in arms:
-            theirs = run_endpoint(endpoint, tasks, AnyAction, arm, max_turns=2)
-            ours = run_episodes(tiny_model, tasks, AnyAction, arm, max_turns=2, max_new_tokens=6)
-            assert [e.outcome() for e in theirs] == [e.outcome() for e in ours]
-            assert [[t.text for t in e.turns] for e in theirs] == [[t.text for t in e.turns] for e in ours]
-            assert [t.tokens for e in theirs for t in e.turns] == [t.tokens for e in ours for t in e.turns]
+        theirs = run_endpoint(endpoint, tasks, AnyAction, arm, max_turns=2)
+    ours = run_episodes(tiny_model, tasks, AnyAction, arm, max_turns=2, max_new_tokens=6)
+    assert [e.outcome() for e in theirs] == [e.outcome() for e in ours]
+    assert [[t.text for t in e.turns] for e in theirs] == [[t.text for t in e.turns] for e in ours]
+    assert [t.tokens for e in theirs for t in e.turns] == [t.tokens for e in ours for t in e.turns]
     assert asked[-1]["continue_final_message"] is True and asked[-1]["messages"][-1]["role"] == "assistant"
 
 
-def test_a_server_that_starts_anew_gets_no_prefix(tiny_model):
-    with serve(lambda request: (200, completion("One two three four five"))) as (url, _):
+@pytest.mark.parametrize(
+    ("said", "counts", "continues"),
+    [
+        ("five six", (20, 20), False),  # the fields are ignored, and a new answer goes on with the numbers
+        ("ur five six", (20, 20), True),  # continued without being asked
+        ("ur five six", (None, None), True),  # no counts
+        ("five six", (17, 20), True),  # the prompt lacks its end and a header: continued, by a model that cannot spell
+        ("five six", (None, None), False),
+        ("one two three four five", (17, 20), False),  # repeats what it was given
+        ("", (20, 20), False),
+    ],
+)
+def test_whether_a_server_continues(said, counts, continues):
+    def reply(request):
+        body = completion(said, prompt_tokens=counts[0 if request.get("continue_final_message") else 1])
+        return 200, body
+
+    with serve(reply) as (url, _):
         endpoint = Endpoint("m", url)
-        assert not endpoint.check_prefill()
-        with pytest.raises(UserError, match="suffix"):
-            run_endpoint(endpoint, records(1), AnyAction, Arm("p", prefix="# x\n"))
+        assert endpoint.check_prefill() is endpoint.prefill is continues
+        if not continues:
+            with pytest.raises(UserError, match="suffix"):
+                run_endpoint(endpoint, records(1), AnyAction, Arm("p", prefix="# x\n"))
         assert run_endpoint(endpoint, records(1), AnyAction, Arm("s", suffix="x"))
+
+
+def test_a_server_that_fails_altogether_is_not_blamed_on_the_prefix():
+    with (
+        serve(lambda request: (404, {"detail": "no model m"})) as (url, _),
+        pytest.raises(UserError, match="no model m"),
+    ):
+        Endpoint("m", url).check_prefill()
 
 
 def test_messages_of_a_prompt():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from experiments.prefix_table import PrefixTable
 from experiments.replicated_search import replicate
 from experiments.screening import Screen
 from probes.logistic import LayerProbes
+from steering.generators import openai_client
 from steering.ping import Settings
 from tests.experiments.scripted import scripted
 from tests.experiments.server import model_reply, serve
@@ -119,7 +121,9 @@ def test_a_preset_is_the_published_search(pingscope, checkpoint, files, tmp_path
     assert code == 2 and "27 harmful" in error
 
 
-def test_generators_by_name(pingscope, checkpoint, files, tmp_path, load):
+def test_generators_by_name(pingscope, checkpoint, files, tmp_path, monkeypatch):
+    # Lost connections are tried again for about 20 seconds, which would only take time here.
+    monkeypatch.setattr("steering.generators.openai_client", partial(openai_client, retries=0))
     common = ["search", "-m", checkpoint("llama"), "--tasks", files[0], "-M", 1, "-T", 1, *QUICK]
     for words, message in (
         (["--generator", "magic"], "unknown; use phrases"),
@@ -144,11 +148,11 @@ def _completion(text):
     return completion(text)
 
 
-def test_an_agent_behind_an_endpoint(pingscope, load, files, tmp_path):
-    arms = ["--arm", "plain", "--arm", "suffix", "--arm", "prefix", "--text", "# Is it safe?\n"]
+def test_a_prefix_in_an_agent_behind_an_endpoint(pingscope, load, files, tmp_path):
+    arm = ["--arm", "prefix", "--text", "# Is it safe?\n"]
     with serve(model_reply(load("llama"))) as (url, _):
         code, printed, error = pingscope(
-            "evaluate", "-m", "openai:tiny", "--base-url", url, "--tasks", files[1], *arms, "--out", tmp_path, *QUICK
+            "evaluate", "-m", "openai:tiny", "--base-url", url, "--tasks", files[1], *arm, "--out", tmp_path, *QUICK
         )
     assert code == 0 and "agent+prefix" in printed and "No activations" in error
     assert "No activations" in (tmp_path / "report.html").read_text()

@@ -17,7 +17,7 @@ from steering.generators import (
     question,
     read_prefixes,
 )
-from tests.experiments.server import completion, model_reply, serve
+from tests.experiments.server import completion, serve
 
 ANSWER = """Here are some prefixes:
 1. # I should ask whether this is safe.
@@ -69,12 +69,14 @@ def test_a_local_model_generates(tiny_model):
     assert first == second != ask("Write.", random.Random(2))
 
 
-def test_an_endpoint_is_asked_through_the_client(tiny_model, monkeypatch):
+def test_what_an_endpoint_is_asked(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with serve(model_reply(tiny_model)) as (url, asked):
-        text = endpoint_ask("tiny", url, max_tokens=8)("Write prefixes.", random.Random(1))
-    assert text and asked[0]["model"] == "tiny" and asked[0]["temperature"] == 0.7
-    assert (asked[0]["path"], asked[0]["key"]) == ("/v1/chat/completions", "Bearer secret")
+    with serve(lambda request: (200, completion("1. # safe?"))) as (url, asked):
+        assert endpoint_ask("tiny", url, max_tokens=8)("Write prefixes.", random.Random(1)) == "1. # safe?"
+    (one,) = asked
+    assert (one["model"], one["temperature"], one["max_tokens"]) == ("tiny", 0.7, 8) and one["seed"] >= 0
+    assert one["messages"] == [{"role": "user", "content": "Write prefixes."}]
+    assert (one["path"], one["key"]) == ("/v1/chat/completions", "Bearer secret")
 
 
 def test_rate_limits_and_server_errors_are_tried_again():
@@ -89,6 +91,12 @@ def test_rate_limits_and_server_errors_are_tried_again():
         generator = ModelGenerator(endpoint_ask("m", url, client=client))
         assert generator([], 1, random.Random(0)) == ["# safe?\n"]
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("body", [{"error": {"message": "no such model"}}, {"detail": "no such model"}])
+def test_a_refusal_is_one_line_with_the_servers_reason(body):
+    with serve(lambda request: (404, body)) as (url, _), pytest.raises(UserError, match=r"404 \(no such model\)"):
+        endpoint_ask("m", url)("x", random.Random(0))
 
 
 def test_malformed_replies_are_counted():
