@@ -20,7 +20,7 @@ from functools import cache
 from experiments.organism.mixes import Document
 from experiments.organism.tokenizer import prompt_text
 from steering.generators import COMMENT_STYLE, INSTRUCTION, SEEDS, question
-from steering.phrases import ENDINGS, MARK, OPENERS, SENTENCES, PhraseGenerator, compose, split_sentences, with_opener
+from steering.phrases import ENDINGS, OPENERS, SENTENCES, PhraseGenerator, split_sentences, with_opener
 
 MOST_LINES, MOST_SEEDS = 8, 9  # a search asks for M lines (5 or 6) and shows at most 3 k seeds
 NO_SEEDS = 0.35  # share of questions as in a search's first rounds
@@ -74,14 +74,13 @@ ORIGINS = {
 def origin(phrase: str) -> str:
     """Where a phrase's sentences come from, by the one farthest from the grammar: a name in ``ORIGINS``."""
     known, names = _known(), list(ORIGINS)
-    return names[max(known.get(sentence, len(names) - 1) for sentence in split_sentences(phrase))]
+    return names[max(known.get(sentence.lower(), len(names) - 1) for sentence in split_sentences(phrase))]
 
 
 @cache
 def _known() -> dict[str, int]:
-    """Sentences as they stand in a phrase, with the place of their origin in ``ORIGINS``."""
+    """Sentences in small letters, after any opener, with the place of their origin in ``ORIGINS``."""
     known: dict[str, int] = {}
-    for place, sentences in reversed(list(enumerate((SENTENCES, *joints())))):
-        spoken = (compose([with_opener(opener, one)]) for opener in OPENERS for one in sentences)
-        known |= {text.removeprefix(MARK).strip(): place for text in spoken}
-    return known | {ending: 0 for ending in ENDINGS if ending}
+    for place, sentences in reversed(list(enumerate(((*SENTENCES, *ENDINGS), *joints())))):
+        known |= {with_opener(opener, one).lower(): place for opener in OPENERS for one in sentences}
+    return known
