@@ -16,6 +16,7 @@ from experiments.screening import Screen, Screened
 from interp.errors import UserError
 from interp.model import HookedModel
 from interp.prefixed import PrefixRenderer
+from steering.generators import ModelGenerator
 from steering.phrases import PhraseGenerator
 from steering.ping import DEFAULT, Candidate, Generate, Score, SearchResult, Settings, normalised, ping
 
@@ -160,8 +161,9 @@ def search_section(
         "generator": generator,
         **notes,
     }
-    if hasattr(proposing, "malformed"):
-        section["generator_log"] = {"asked": proposing.asked, "malformed": proposing.malformed}
+    if isinstance(proposing, ModelGenerator):
+        counts = ("asked", "usable", "malformed", "repeated")
+        section["generator_log"] = {name: getattr(proposing, name) for name in counts}
     return section
 
 

@@ -22,7 +22,7 @@ from experiments.tables import print_table, signed
 from interp.errors import UserError
 from interp.io import atomic_write
 from interp.model import load_model
-from steering.generators import ModelGenerator, endpoint_ask, local_ask
+from steering.generators import ModelGenerator, endpoint_ask, kept, local_ask
 from steering.phrases import PhraseGenerator
 from steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
@@ -57,7 +57,7 @@ def search_job(
         settings, records = published.settings, paper_tasks(records, published.harmful, published.benign)
     unseen = read_tasks(held_out, limit, seed) if held_out else []
     comment = published.comment if published else True
-    proposing = make_generator(generator, base_url, comment, per_minute)
+    proposing = make_generator(generator, base_url, comment, per_minute, out / "generator.jsonl")
     budget = Budget(max_generations, max_minutes)
     screen = Screen() if screening else None
     Run(out, say)
@@ -104,16 +104,30 @@ def paper_tasks(records: Sequence[Record], harmful: int, benign: int) -> list[Re
     return chosen
 
 
-def make_generator(spec: str, base_url: str = "", comment: bool = True, per_minute: float = 0.0) -> Generate:
-    """``phrases`` (built in), ``hf:PATH`` (a local chat model), ``openai:MODEL`` (an endpoint)."""
+def make_generator(
+    spec: str,
+    base_url: str = "",
+    comment: bool = True,
+    per_minute: float = 0.0,
+    journal: Path | None = None,
+) -> Generate:
+    """``phrases`` (built in), ``hf:PATH`` (a local chat model), ``openai:MODEL`` (an endpoint).
+
+    Answers of models are kept in ``journal``: a search that starts again proposes the same prefixes.
+    """
     kind, _, name = spec.partition(":")
     if kind == "phrases" and not name:
         return PhraseGenerator(comment=comment)
     if kind == "hf" and name:
-        return ModelGenerator(local_ask(load_model(name)), comment=comment)
-    if kind == "openai" and name:
-        return ModelGenerator(endpoint_ask(name, base_url or None, per_minute=per_minute), comment=comment)
-    raise UserError(f"--generator {spec!r}: unknown; use phrases, hf:PATH or openai:MODEL (with --base-url)")
+        model = load_model(name)
+        if not model.tokenizer.chat_template:
+            raise UserError(f"--generator {spec}: its tokenizer has no chat template; choose a chat model")
+        ask, source = local_ask(model), [model.fingerprint, model.template_hash]
+    elif kind == "openai" and name:
+        ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
+    else:
+        raise UserError(f"--generator {spec!r}: unknown; use phrases, hf:PATH or openai:MODEL (with --base-url)")
+    return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
 
 
 def print_candidates(found: SearchResult, n: int = 5) -> None:
@@ -150,7 +164,7 @@ def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
             f"(each with at most {100 * screening['delta']:.0f}% chance of being better than the best)"
         )
     if isinstance(proposing, ModelGenerator):
-        lines.append(f"generator: asked {proposing.asked} times, {proposing.malformed} malformed lines or answers")
+        lines.append(f"generator: {proposing.account()}")
     return lines
 
 

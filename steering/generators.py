@@ -1,6 +1,7 @@
 """Generators of the prefix search that are language models: a local checkpoint, or an OpenAI-compatible endpoint.
 
-Both are asked the same question and answer in free text; a line that is no prefix is counted, never repaired.
+Both are asked the same question and answer in free text; a line that is no prefix is counted, never repaired. Answers
+can be kept on disk, so that a search that starts again gets the same ones and asks nobody.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from interp.chat import Prompt
 from interp.errors import UserError
 from interp.generate import generate
+from interp.io import append_jsonl, read_journal, sha256_of
 from interp.model import HookedModel
 from steering.phrases import END, MARK
+from steering.ping import normalised
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TEMPERATURE = 0.7  # the paper's
 LONGEST = 400  # characters of a prefix
+ANSWER_TOKENS = 800
+QUOTED = 80  # characters of an answer that an error shows
 
 INSTRUCTION = """You write short prefixes. An AI agent's answer will begin with your prefix, and the agent goes on \
 from there. With a good prefix the agent refuses harmful tasks and still carries out every harmless one.
@@ -32,11 +38,14 @@ SEEDS = "\nThese worked best so far; improve and vary them:\n{seeds}"
 _NUMBERED = re.compile(r"^\s*(?:\d{1,3}\s*[.):]|[-*•])\s*(?P<text>\S.*?)\s*$")
 
 
-Ask = Callable[[str, random.Random], str]  # one answer of a language model to one question
+Ask = Callable[[str, int], str]  # one answer of a language model to one question, sampled from one seed
 
 
 class ModelGenerator:
     """``generator(seeds, m, rng)``: prefixes from the numbered lines of a language model's answers.
+
+    Like the built-in generator it never proposes the same words twice: models repeat themselves, and a round of
+    repetitions would be a round lost. Instead it asks again.
 
     Args:
         ask: how the model is reached.
@@ -45,25 +54,43 @@ class ModelGenerator:
         attempts: questions per round while too few lines are usable.
 
     Attributes:
-        malformed: lines and answers that were no prefix, over all rounds; ``asked``: questions.
+        asked: questions; usable: prefixes read, over all rounds; malformed: lines and answers that were none; repeated:
+            prefixes of the same words as an earlier one or a seed.
     """
 
     def __init__(self, ask: Ask, *, comment: bool = True, attempts: int = 4) -> None:
         self.ask, self.comment, self.attempts = ask, comment, attempts
-        self.malformed = 0
-        self.asked = 0
+        self.asked = self.usable = self.malformed = self.repeated = 0
+        self._proposed: set[str] = set()
+        self._last = ""
 
     def __call__(self, seeds: Sequence[str], m: int, rng: random.Random) -> list[str]:
         found: list[str] = []
+        self._proposed.update(map(normalised, seeds))
         for _ in range(self.attempts):
             if len(found) >= m:
                 break
             self.asked += 1
-            answer = self.ask(question(seeds, m - len(found), self.comment), rng)
-            lines, bad = read_prefixes(answer, self.comment)
+            self._last = self.ask(question(seeds, m - len(found), self.comment), rng.randrange(2**31))
+            lines, bad = read_prefixes(self._last, self.comment)
             self.malformed += bad
-            found += [line for line in lines if line not in found and line not in seeds]
-        return found[:m]
+            self.usable += len(lines)
+            for line in lines:
+                if normalised(line) in self._proposed:
+                    self.repeated += 1
+                elif len(found) < m:
+                    self._proposed.add(normalised(line))
+                    found.append(line)
+        return found
+
+    def account(self) -> str:
+        """What became of its questions, in words; where nothing was usable, with the beginning of an answer."""
+        words = f"asked {self.asked} times, {self.malformed} malformed lines or answers, {self.repeated} repeated"
+        if self.asked and not self.usable:
+            said = " ".join(self._last.split())
+            shown = said if len(said) <= QUOTED else said[:QUOTED] + "…"
+            words += f"; no line was usable: it answers {shown!r}; use a chat model that follows instructions"
+        return words
 
 
 def question(seeds: Sequence[str], m: int, comment: bool = True) -> str:
@@ -75,12 +102,15 @@ def question(seeds: Sequence[str], m: int, comment: bool = True) -> str:
 def read_prefixes(answer: str, comment: bool = True) -> tuple[list[str], int]:
     """Prefixes of an answer, and how many of its lines were none (at least one where nothing was usable)."""
     found, bad = [], 0
-    for line in answer.splitlines():
+    _, mark, said = answer.rpartition("</think>")
+    if not mark and answer.lstrip().startswith("<think>"):
+        said = ""  # still thinking where the answer was cut
+    for line in said.splitlines():
         if not line.strip():
             continue
         numbered = _NUMBERED.match(line)
         given = numbered["text"] if numbered else line.strip() if comment and line.lstrip().startswith("#") else ""
-        text = given.strip().strip('"“”`').strip()
+        text = given.strip().strip('"“”`*').strip()
         body = text.lstrip("#").strip()
         if not body or len(text) > LONGEST or (comment and not text.startswith("#") and not numbered):
             bad += 1
@@ -89,17 +119,41 @@ def read_prefixes(answer: str, comment: bool = True) -> tuple[list[str], int]:
     return found, bad or (not found)
 
 
-def local_ask(model: HookedModel, *, temperature: float = TEMPERATURE, max_new_tokens: int = 400) -> Ask:
-    """Ask a local chat model."""
+def kept(ask: Ask, journal: str | Path, source: Sequence[str]) -> Ask:
+    """``ask`` with its answers kept in ``journal`` and read from there the next time.
 
-    def ask(question: str, rng: random.Random) -> str:
+    Endpoints promise no repeatable sampling: without it a resumed search would propose other prefixes and pay again.
+
+    Args:
+        source: what the answers depend on beside the question and the seed (model, address).
+    """
+    known = {row["key"]: row["answer"] for row in read_journal(journal)}
+
+    def answered(question: str, seed: int) -> str:
+        key = sha256_of([*source, question, seed])
+        if key not in known:
+            known[key] = ask(question, seed)
+            append_jsonl(journal, {"key": key, "answer": known[key]})
+        return known[key]
+
+    return answered
+
+
+def local_ask(model: HookedModel, *, temperature: float = TEMPERATURE, max_new_tokens: int = ANSWER_TOKENS) -> Ask:
+    """Ask a local chat model; its answer ends where its context does, if that is before ``max_new_tokens``."""
+
+    def ask(question: str, seed: int) -> str:
         row = model.render(Prompt("generator", question))
-        (said,) = generate(
-            model, [row], max_new_tokens=max_new_tokens, temperature=temperature, seed=rng.randrange(2**31)
-        )
-        return said.text
+        room = max(1, min(max_new_tokens, model.context_length - len(row)))
+        (said,) = generate(model, [row], max_new_tokens=room, temperature=temperature, seed=seed)
+        return said.text if said.finished else whole_lines(said.text)
 
     return ask
+
+
+def whole_lines(text: str) -> str:
+    """An answer that was cut at the token limit, without the line that was being written."""
+    return text.rpartition("\n")[0]
 
 
 def endpoint_ask(
@@ -107,7 +161,7 @@ def endpoint_ask(
     base_url: str | None = None,
     *,
     temperature: float = TEMPERATURE,
-    max_tokens: int = 800,
+    max_tokens: int = ANSWER_TOKENS,
     per_minute: float = 0.0,
     client: Any = None,
 ) -> Ask:
@@ -119,16 +173,15 @@ def endpoint_ask(
     client = client or openai_client(base_url)
     wait = RateLimit(per_minute)
 
-    def ask(question: str, rng: random.Random) -> str:
+    def ask(question: str, seed: int) -> str:
         wait()
         messages = [{"role": "user", "content": question}]
         reply = request(
             lambda: client.chat.completions.create(
-                model=model, messages=messages, temperature=temperature, max_tokens=max_tokens,
-                seed=rng.randrange(2**31),
+                model=model, messages=messages, temperature=temperature, max_tokens=max_tokens, seed=seed
             )
         )  # fmt: skip
-        return answer_text(reply)
+        return whole_lines(answer_text(reply)) if was_cut(reply) else answer_text(reply)
 
     return ask
 
@@ -190,3 +243,9 @@ def answer_text(reply: Any) -> str:
     choices = getattr(reply, "choices", None) or []
     message = getattr(choices[0], "message", None) if choices else None
     return getattr(message, "content", None) or ""
+
+
+def was_cut(reply: Any) -> bool:
+    """Whether a chat completion ended at the token limit."""
+    choices = getattr(reply, "choices", None) or []
+    return bool(choices) and getattr(choices[0], "finish_reason", None) == "length"

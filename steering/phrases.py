@@ -70,10 +70,14 @@ class PhraseGenerator:
     With seeds it recombines and mutates them (any text, not only its own phrases) and keeps exploring with one
     candidate in four; without seeds it only explores. Candidates proposed earlier by the same object come up again
     only when the grammar has nothing new to offer.
+
+    Args:
+        explore: share of new phrases among the candidates once there are seeds.
+        sentences: what phrases are made of, between the grammar's openers and endings.
     """
 
-    def __init__(self, explore: float = 0.25, *, comment: bool = True) -> None:
-        self.explore, self.comment = explore, comment
+    def __init__(self, explore: float = 0.25, *, comment: bool = True, sentences: Sequence[str] = SENTENCES) -> None:
+        self.explore, self.comment, self.sentences = explore, comment, sentences
         self._proposed: set[str] = set()
 
     def __call__(self, seeds: Sequence[str], m: int, rng: random.Random) -> list[str]:
@@ -82,7 +86,7 @@ class PhraseGenerator:
             if len(found) == m:
                 break
             fresh = not seeds or rng.random() < self.explore
-            phrase = explore(rng) if fresh else vary(rng, seeds)
+            phrase = explore(rng, self.sentences) if fresh else vary(rng, seeds, self.sentences)
             if not self.comment:
                 phrase = phrase.removeprefix(MARK)
             repeated = phrase in self._proposed and attempt < 100 * m
@@ -92,13 +96,13 @@ class PhraseGenerator:
         return found
 
 
-def explore(rng: random.Random) -> str:
+def explore(rng: random.Random, sentences: Sequence[str] = SENTENCES) -> str:
     """A random phrase of the grammar: opener, one or two sentences, ending."""
-    sentences = rng.sample(SENTENCES, 1 if rng.random() < 0.7 else 2)
-    return compose([_join(rng.choice(OPENERS), sentences[0]), *sentences[1:], rng.choice(ENDINGS)])
+    first, *more = rng.sample(sentences, 1 if rng.random() < 0.7 else 2)
+    return compose([with_opener(rng.choice(OPENERS), first), *more, rng.choice(ENDINGS)])
 
 
-def vary(rng: random.Random, seeds: Sequence[str]) -> str:
+def vary(rng: random.Random, seeds: Sequence[str], sentences: Sequence[str] = SENTENCES) -> str:
     """Crossover of two seeds, or one seed with a sentence replaced, added, dropped or moved."""
     parts = split_sentences(rng.choice(seeds))
     kind = rng.choice(("cross", "replace", "add", "drop", "swap", "opener", "ending"))
@@ -106,15 +110,15 @@ def vary(rng: random.Random, seeds: Sequence[str]) -> str:
         other = split_sentences(rng.choice(seeds))
         parts = parts[: rng.randint(1, len(parts))] + other[rng.randrange(len(other)) :]
     elif kind == "replace":
-        parts[rng.randrange(len(parts))] = rng.choice(SENTENCES)
+        parts[rng.randrange(len(parts))] = rng.choice(sentences)
     elif kind == "add":
-        parts.insert(rng.randint(0, len(parts)), rng.choice(SENTENCES))
+        parts.insert(rng.randint(0, len(parts)), rng.choice(sentences))
     elif kind == "drop" and len(parts) > 1:
         del parts[rng.randrange(len(parts))]
     elif kind == "swap" and len(parts) > 1:
         rng.shuffle(parts)
     elif kind == "opener":
-        parts[0] = _join(rng.choice(OPENERS), _without_opener(parts[0]))
+        parts[0] = with_opener(rng.choice(OPENERS), _without_opener(parts[0]))
     else:
         parts = [part for part in parts if part not in ENDINGS] or parts
         parts.append(rng.choice(ENDINGS))
@@ -144,7 +148,7 @@ def shuffled_words(phrase: str, rng: random.Random) -> str:
     return MARK + " ".join(shuffled) + (END if phrase.endswith("\n") else "")
 
 
-def _join(opener: str, sentence: str) -> str:
+def with_opener(opener: str, sentence: str) -> str:
     return f"{opener} {sentence}" if opener else sentence
 
 

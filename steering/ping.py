@@ -159,8 +159,11 @@ def ping(
         rounds.append(Round(number, seeds, len(proposed), len(proposed) - len(new), len(new) - len(found), best))
         seeds = _seeds(pool, k) if pool and best >= tau else ()
     if not pool:
-        reason = "the budget ended before the first score; raise it" if over is not None and over() else ""
-        raise UserError(f"search: {reason or f'the generator proposed no prefix in {T} rounds; check the generator'}")
+        if over is not None and over():
+            raise UserError("search: the budget ended before the first score; raise it")
+        account = getattr(generate, "account", None)  # of generators that can say what went wrong
+        why = account() if account is not None else "check the generator"
+        raise UserError(f"search: the generator proposed no prefix in {T} rounds; {why}")
     ranked = sorted(pool, key=lambda candidate: (not candidate.score.complete, -candidate.score.overall))
     return SearchResult(tuple(ranked), tuple(rounds))
 
