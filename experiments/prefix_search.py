@@ -134,6 +134,7 @@ def search_notes(table: PrefixTable, scorer: Any) -> dict[str, Any]:
         "tasks": len(table.records),
     }
     if isinstance(scorer, Screened):
+        notes["generated_tokens"] += getattr(scorer.rank_by, "tokens", 0)  # what the cheap score compares with
         notes["screening"] = asdict(scorer.screen) | {
             "spearman": scorer.correlation().to_dict(),
             "dropped": dict(scorer.dropped),

@@ -14,7 +14,7 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def replicate(
     settings: Settings = DEFAULT,
     screen: Screen | None = None,
     perf: Perf = "not_refused",
-    progress: Any = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Pairs of searches: winners, their scores on unseen tasks, and the tokens each would have generated."""
     screen = screen or Screen()
@@ -82,7 +82,8 @@ def replicate(
         )
         if progress is not None:
             gain = held["screened"] - held["exhaustive"]
-            progress(info=f"{gain:+.2f} at {rows[-1]['tokens']['screened'] / rows[-1]['tokens']['exhaustive']:.2f}")
+            share = rows[-1]["tokens"]["screened"] / rows[-1]["tokens"]["exhaustive"]
+            progress(f"search {seed}: {gain:+.3f} on unseen tasks, {share:.2f} of the tokens")
     loss = [row["held_out"]["exhaustive"] - row["held_out"]["screened"] for row in rows]
     shares = [row["tokens"]["screened"] / row["tokens"]["exhaustive"] for row in rows]
     total = {name: sum(row["tokens"][name] for row in rows) for name in ("exhaustive", "screened")}
@@ -132,9 +133,12 @@ def main() -> None:
     cheap = scorer.rank_by if isinstance(scorer, Screened) else None
     started = time.perf_counter()
     with bar("searches", given.searches) as advance:
-        found = replicate(
-            table, unseen, cheap, searches=given.searches, screen=screen, perf=given.perf, progress=advance
-        )
+
+        def told(line: str) -> None:
+            say(line)
+            advance(info=line)
+
+        found = replicate(table, unseen, cheap, searches=given.searches, screen=screen, perf=given.perf, progress=told)
     found |= {"model": model.name, "fingerprint": model.fingerprint, "seconds": time.perf_counter() - started}
     write_json(given.out / "replicated.json", found)
     low, middle, high = found["token_shares"]

@@ -1,7 +1,7 @@
 """Spending generations where they matter: a score that generates nothing ranks prefixes, and races end early.
 
-The cheap score reads the first token after a prefix: how much more the model leans to refusing on harmful tasks than on
-the others. A race runs the prefixes that are left on one block of tasks after another and drops those that are behind
+The cheap score (:mod:`experiments.leaning`) is how much more the model leans to refusing on harmful tasks than on the
+others. A race runs the prefixes that are left on one block of tasks after another and drops those that are behind
 at a confidence stated beforehand. Both are checked against what they replace: the rank correlation of the cheap score
 with the true one is measured, and where it is poor every prefix is raced.
 """
@@ -32,7 +32,7 @@ class Screen:
 
     Attributes:
         propose: prefixes proposed for each of a round's M. The cheap score costs no generation, so it may choose from
-            many; until it is trusted, the first M are run.
+            many; until it is trusted, M of all its ranks are run.
         keep: prefixes that it lets through, as a share of M, once it is trusted.
         trust: what the lower end of Spearman's correlation of the cheap score with the true one must reach, on at
             least ``learn`` prefixes.
