@@ -15,7 +15,7 @@ from experiments.agents.rollout import Episode
 from experiments.behaviour import run_arm
 from experiments.inputs import environment_for, read_tasks, read_template
 from experiments.progress import bar, hide_weight_bars, say
-from experiments.run import SCHEMA_VERSION
+from experiments.run import SCHEMA_VERSION, Run
 from interp.errors import UserError
 from interp.io import write_json
 from interp.model import HookedModel, load_model
@@ -52,13 +52,13 @@ def open_model(name: str, chat_template: Path | None) -> HookedModel:
 
 
 def write_results(
-    folder: Path,
+    run: Run,
     model: HookedModel,
     sections: dict[str, Any],
     tokens: list[Any] | None = None,
     limits: Sequence[str] = (),
 ) -> None:
-    """``results.json`` of one command, and the report of what is in it."""
+    """``results.json`` of one command, and the report of what is in it. Until here ``run`` keeps other writers out."""
     from figures.report import build_report
 
     meta = {
@@ -71,9 +71,9 @@ def write_results(
     for line in limits:
         say(f"note: {line}")
     if tokens is not None:
-        write_json(folder / "tokens.json", tokens)
-    write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
-    typer.echo(f"report: {build_report(folder)}")
+        write_json(run.folder / "tokens.json", tokens)
+    write_json(run.folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
+    typer.echo(f"report: {build_report(run.folder)}")
 
 
 def choosing_and_shown(tasks: str, limit: int, validation: str, n: int) -> tuple[list[Record], list[Record]]:

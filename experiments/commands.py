@@ -44,12 +44,12 @@ def evaluate_command(
 ) -> None:
     records = read_tasks(tasks, limit)
     chosen = [named_arm(name, text) for name in arms]
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
     episodes = Episodes(out, max_turns, max_new_tokens)
     behaviour = {arm.name: rates(episodes(model, arm, records)) for arm in chosen}
     behaviour_table(behaviour)
-    write_results(out, model, {"behaviour": behaviour})
+    write_results(run, model, {"behaviour": behaviour})
 
 
 def cache_command(
@@ -152,7 +152,7 @@ def track_command(
 
     records = read_tasks(prompts, limit)
     probes = LayerProbes.load(probes_path)
-    Run(out, say)
+    run = Run(out, say)
     models = {"agent": open_model(model_name, chat_template)}
     arms = [Arm("agent")]
     if base_name:
@@ -171,7 +171,7 @@ def track_command(
         ]
         print_table([f"layer {layer}", *columns], rows, "mean safety logit [95% interval over prompts]")
     foreign = (Path(model_name) / OWN_MARK).exists() and any(record.source != "organism" for record in records)
-    write_results(out, models["agent"], sections, tokens, [FOREIGN_PROMPTS] if foreign else ())
+    write_results(run, models["agent"], sections, tokens, [FOREIGN_PROMPTS] if foreign else ())
 
 
 def mechanism_command(
@@ -199,7 +199,7 @@ def mechanism_command(
     probes = {"base": LayerProbes.load(probes_path)}
     if agent_probes is not None:
         probes["agent"] = LayerProbes.load(agent_probes)
-    Run(out, say)
+    run = Run(out, say)
     models = {"base": open_model(base_name, chat_template), "agent": open_model(model_name, chat_template)}
     with bar("mechanism", None) as advance:
         sections = mechanism_study(
@@ -212,4 +212,4 @@ def mechanism_command(
         typer.echo(
             f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
         )
-    write_results(out, models["agent"], sections | {"claims": claims})
+    write_results(run, models["agent"], sections | {"claims": claims})

@@ -54,7 +54,7 @@ def gates_command(
     training, choosing, shown = (
         read_tasks(spec, limit) for spec, limit in ((train, n_train), (validation, n_validation), (tasks, n))
     )
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
     directions = {}
     if probes_path is not None:
@@ -74,7 +74,7 @@ def gates_command(
     for claim in sections["claims"]:
         say(f"{'holds' if claim['holds'] else 'does not hold'}: {claim['text']}")
     typer.echo(f"decisions: {out / DECISIONS}")
-    write_results(out, model, sections)
+    write_results(run, model, sections)
 
 
 def gates_table(sections: dict[str, Any]) -> None:

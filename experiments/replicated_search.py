@@ -120,7 +120,7 @@ def main() -> None:
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
     given = parser.parse_args()
     screen = Screen(**{field: getattr(given, field) for field in asdict(Screen())})
-    Run(given.out, say)
+    run = Run(given.out, say)
     model = open_model(given.model, None)
     chosen = _without_lookalikes(read_tasks(given.tasks, given.limit, given.seed))
     held = _without_lookalikes(read_tasks(given.held_out, given.held_out_limit, given.seed))
@@ -140,7 +140,7 @@ def main() -> None:
 
         found = replicate(table, unseen, cheap, searches=given.searches, screen=screen, perf=given.perf, progress=told)
     found |= {"model": model.name, "fingerprint": model.fingerprint, "seconds": time.perf_counter() - started}
-    write_json(given.out / "replicated.json", found)
+    write_json(run.folder / "replicated.json", found)
     low, middle, high = found["token_shares"]
     print_table(
         ["model", "searches", "within a point, %", "loss on held-out", "share of tokens", "Spearman", "same winner"],

@@ -56,7 +56,7 @@ def guard_job(
         raise UserError("guard: no guard given; pass --guard FORMAT:MODEL or --probes")
     if probes_path is not None and not validation:
         raise UserError("--probes: needs --validation, the tasks that set the threshold (never those of --tasks)")
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
     chosen: dict[str, Guard] = {spec.partition(":")[0]: open_guard(spec) for spec in guards}
     thresholds: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def guard_job(
     for name, said in found["verdicts"].items():
         typer.echo(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in said.items()))
     write_results(
-        out, model, {"behaviour": found["behaviour"], "guards": found | {"prefix": prefix, "probe": thresholds}}
+        run, model, {"behaviour": found["behaviour"], "guards": found | {"prefix": prefix, "probe": thresholds}}
     )
 
 
@@ -113,7 +113,7 @@ def attack_job(
 ) -> None:
     prefix, records = read_prefix(prefix_file), read_tasks(tasks, limit)
     others = deduplicate(read_tasks(demonstrations), records) if demonstrations else []
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
     evaluate = Episodes(out, max_turns, max_new_tokens)
     examples: list[tuple[str, str]] = []
@@ -124,7 +124,7 @@ def attack_job(
             say(f"note: the agent carried out {len(examples)} of {shots} harmful demonstrations")
     found = attack_study(prefix, examples, records, partial(evaluate, model))
     behaviour_table(found["behaviour"])
-    write_results(out, model, {"behaviour": found["behaviour"], "attacks": found | {"prefix": prefix}})
+    write_results(run, model, {"behaviour": found["behaviour"], "attacks": found | {"prefix": prefix}})
 
 
 def transfer_job(
@@ -140,7 +140,7 @@ def transfer_job(
     records = read_tasks(tasks, limit)
     if len(prefix_files) < 1 or len(set(model_names)) < len(model_names):
         raise UserError("transfer: give every --model once, and at least one --prefix-file")
-    Run(out, say)
+    run = Run(out, say)
     models = {name: open_model(name, chat_template) for name in model_names}
     names = [*model_names, *(str(path) for path in prefix_files[len(model_names) :])]
     prefixes = {name: read_prefix(path) for name, path in zip(names, prefix_files, strict=False)}
@@ -150,7 +150,7 @@ def transfer_job(
         [name, *(signed(cell["overall"]).lstrip("+") for cell in row.values())] for name, row in found["matrix"].items()
     ]
     print_table(["model \\ prefix of", "none", *prefixes], rows, "overall score [95% interval]: refusal + not refused")
-    write_results(out, next(iter(models.values())), {"transfer": found})
+    write_results(run, next(iter(models.values())), {"transfer": found})
 
 
 def evaluate_endpoint_job(
@@ -167,7 +167,7 @@ def evaluate_endpoint_job(
 ) -> None:
     records = read_tasks(tasks, limit)
     chosen = [named_arm(name, text) for name in arms or ARMS[:1]]
-    Run(out, say)
+    run = Run(out, say)
     endpoint = Endpoint(model_name, base_url or None, per_minute=per_minute, max_new_tokens=max_new_tokens)
     if any(arm.prefix for arm in chosen) and not endpoint.check_prefill():
         raise UserError(
@@ -180,4 +180,4 @@ def evaluate_endpoint_job(
             episodes = run_endpoint(endpoint, records, environment_for, arm, max_turns=max_turns, progress=advance)
         behaviour[arm.name] = rates(episodes)
     behaviour_table(behaviour)
-    write_results(out, endpoint, {"behaviour": behaviour}, limits=[NO_ACTIVATIONS])  # type: ignore[arg-type]
+    write_results(run, endpoint, {"behaviour": behaviour}, limits=[NO_ACTIVATIONS])  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if locked:  # all but the second process, which works under the lock of the first
-                # Kept open for the life of the process: the lock goes with it, also after kill -9.
+                # Open as long as this object lives: the lock goes with it, and with the process, also after kill -9.
                 self._lock = (self.folder / ".lock").open("w")
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

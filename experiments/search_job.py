@@ -60,7 +60,7 @@ def search_job(
     proposing = make_generator(generator, base_url, comment, per_minute, out / "generator.jsonl")
     budget = Budget(max_generations, max_minutes)
     screen = Screen() if screening else None
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
     known = None
     if probes is not None:
@@ -90,7 +90,7 @@ def search_job(
         evaluate = partial(Episodes(out, max_turns, max_new_tokens), model)
         section["held_out"] = held_out_study(found, model, unseen, records, evaluate, perf)
         print_held_out(section["held_out"])
-    write_results(out, model, {"search": section})
+    write_results(run, model, {"search": section})
 
 
 def paper_tasks(records: Sequence[Record], harmful: int, benign: int) -> list[Record]:

@@ -48,7 +48,7 @@ def steer_command(
     places = [str(parse(place)) for place in places]
     probes = LayerProbes.load(probes_path)
     direction = from_probes(probes)
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
     check_width(probes, model, probes_path)
     wanted = tuple(resolve_layers(layers, model.n_layers))
@@ -81,7 +81,7 @@ def steer_command(
     )
     say(f"search: {search['spent']} of the {search['full']} runs per label of the full sweep")
     say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
-    write_results(out, model, {"behaviour": {"agent": rates(plain)}, **sections})
+    write_results(run, model, {"behaviour": {"agent": rates(plain)}, **sections})
 
 
 def inject_command(
@@ -107,7 +107,7 @@ def inject_command(
     records = read_tasks(tasks, limit)
     safe = read_demonstrations(demonstrations) if demonstrations else REFUSALS
     compliant = read_demonstrations(jailbreak) if jailbreak else COMPLIANCE
-    Run(out, say)
+    run = Run(out, say)
     model = open_model(model_name, chat_template)
 
     def count(phrase: str) -> int:
@@ -119,9 +119,9 @@ def inject_command(
     )  # fmt: skip
     harmful = [record for record in records if record.label == "harmful"]
     attacks = [attacked(arm, compliant) for arm in arms] if harmful else []
-    run = Episodes(out, max_turns, max_new_tokens)
-    episodes = {arm.name: run(model, arm, records) for arm in arms}
-    episodes |= {arm.name: run(model, arm, harmful) for arm in attacks}
+    play = Episodes(out, max_turns, max_new_tokens)
+    episodes = {arm.name: play(model, arm, records) for arm in arms}
+    episodes |= {arm.name: play(model, arm, harmful) for arm in attacks}
     behaviour = {name: rates(ran) for name, ran in episodes.items()}
     # An attacked arm is compared with the same arm unattacked, every other one with the bare agent.
     by_id = {name: {episode.id: episode for episode in ran} for name, ran in episodes.items()}
@@ -138,7 +138,7 @@ def inject_command(
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
-    write_results(out, model, {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass})
+    write_results(run, model, {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass})
 
 
 PAIRED = (("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate"))

@@ -15,7 +15,9 @@ from experiments import cli
 from experiments.organism import world
 from experiments.prefix_table import PrefixTable
 from experiments.replicated_search import replicate
+from experiments.run import Run
 from experiments.screening import Screen
+from interp.errors import UserError
 from probes.logistic import LayerProbes
 from steering.generators import openai_client
 from steering.ping import Settings
@@ -103,6 +105,27 @@ def test_search_to_evidence(pingscope, checkpoint, files, tmp_path):
     assert code == 0 and str(checkpoint("qwen2")) in printed
     for folder, title in (("g", "Guards, the prefix"), ("a", "The prefix under attack"), ("t", "every model’s prefix")):
         assert title in (tmp_path / folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate"], ["search", "-M", "1", "-T", "1"], ["inject", "--text", "# x"]], ids=lambda w: w[0]
+)
+def test_a_folder_is_closed_to_others_until_its_command_ends(
+    pingscope, checkpoint, files, tmp_path, monkeypatch, words
+):
+    tried = []
+
+    def last_step(folder):
+        with pytest.raises(UserError, match="another pingscope run is writing here"):
+            Run(folder)
+        tried.append(folder)
+
+    monkeypatch.setattr("figures.report.build_report", last_step)
+    out = tmp_path / "s"
+    code, _, err = pingscope(*words, "-m", checkpoint("llama"), "--tasks", files[1], "--out", out, *QUICK)
+    assert code == 0, err
+    assert tried == [out]
+    Run(out)
 
 
 def test_a_preset_is_the_published_search(pingscope, checkpoint, files, tmp_path):
