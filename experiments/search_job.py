@@ -15,7 +15,7 @@ from experiments.held_out import held_out_study
 from experiments.inputs import environment_for, read_tasks
 from experiments.prefix_search import search_prefix, search_section
 from experiments.prefix_table import Budget, Perf
-from experiments.progress import bar, say
+from experiments.progress import bar, hide_weight_bars, say
 from experiments.run import Run
 from experiments.screening import Screen
 from experiments.tables import print_table, signed
@@ -119,6 +119,7 @@ def make_generator(
     if kind == "phrases" and not name:
         return PhraseGenerator(comment=comment)
     if kind == "hf" and name:
+        hide_weight_bars()
         model = load_model(name)
         if not model.tokenizer.chat_template:
             raise UserError(f"--generator {spec}: its tokenizer has no chat template; choose a chat model")

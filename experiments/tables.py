@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -46,14 +47,16 @@ def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict") -> None
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print to stdout; cells are text, never markup. Wide tables are not cut where stdout is no terminal."""
-    console = Console(highlight=False)
+    """Print to stdout; cells are text, never markup. Numbers are never cut: a narrow terminal folds the first column,
+    and elsewhere the table is as wide as it needs to be.
+    """
     table = Table(caption=caption or None, caption_justify="left", header_style="bold", pad_edge=False)
     for i, title in enumerate(header):
-        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(highlight=False, width=160).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        endless = console.options.update(width=10_000)
+        console = Console(highlight=False, width=Measurement.get(console, endless, table).maximum)
+    console.print(table)
