@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -486,6 +487,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
+        traceback.clear_frames(error.__traceback__)  # a command that failed lets go of its folder
         _fail(str(error), 2)
     except KeyboardInterrupt:
         code = 130
