@@ -94,49 +94,15 @@ def build_writer(
 
 def train_writer(recipe: Recipe, seed: int, progress: Progress) -> tuple[Any, Any, list[float]]:
     """``(model, tokenizer, losses)``; the same for a seed and thread count."""
-    import torch
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
-    from experiments.organism.base import new_model
-    from experiments.organism.batches import batches, encode, loss
-    from experiments.organism.muon import Muon
+    from experiments.organism.base import train_from_scratch
     from experiments.organism.tokenizer import train_tokenizer
 
     texts: list[Document] = list(documents(recipe.base_steps * recipe.batch_size, seed))
     sample = (text.prompt + text.answer for text in texts[:2000])
     tokenizer = train_tokenizer(sample, recipe.vocab_size, recipe.context_length)
     tokenizer.add_tokens(question_pieces())
-    torch.manual_seed(seed)
-    model = new_model(recipe, tokenizer)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=recipe.muon_lr),
-        torch.optim.AdamW(others, lr=recipe.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    schedules = [
-        get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, recipe.warmup, recipe.base_steps, min_lr_rate=recipe.final_lr
-        )
-        for optimizer in optimizers
-    ]
-    sampler = torch.Generator().manual_seed(seed)
-    losses: list[float] = []
-    model.train()
-    model.set_attn_implementation("eager")  # on a CPU, at these lengths, the plain product is the fastest
-    encoded = encode(tokenizer, texts)
-    for step, (ids, kind) in enumerate(batches(encoded, recipe.batch_size, tokenizer.pad_token_id, seed), 1):
-        value = loss(model, ids, kind, recipe.prompt_weight, sampler)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        losses.append(value.item())
-        progress(step, recipe.base_steps, f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
-    model.set_attn_implementation("sdpa")
-    return model.eval(), tokenizer, losses
+    model, losses = train_from_scratch(recipe, seed, tokenizer, texts, progress)
+    return model, tokenizer, losses
 
 
 def main() -> None:
@@ -147,7 +113,14 @@ def main() -> None:
     hide_weight_bars()
     try:
         with bar("writer", RECIPE.base_steps) as advance:
-            record = build_writer(given.out, seed=given.seed, progress=lambda done, total, info: advance(info=info))
+            seen = 0
+
+            def moved(done: int, total: int, info: str) -> None:
+                nonlocal seen
+                advance(done - seen, info=info)
+                seen = done
+
+            record = build_writer(given.out, seed=given.seed, progress=moved)
         say(f"writer: {given.out} (trained in {record['seconds']:.0f} s)")
         from interp.model import load_model
         from steering.generators import local_ask

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.organism.batches import batches, encode, loss
-from experiments.organism.mixes import base_documents
+from experiments.organism.mixes import Document, base_documents
 from experiments.organism.muon import Muon
 from experiments.organism.recipe import Recipe
 from experiments.organism.tokenizer import train_tokenizer
@@ -48,6 +48,18 @@ def train_base(recipe: Recipe, seed: int, progress: Callable[[int, int, str], No
     tokenizer = train_tokenizer(
         (d.prompt + d.given + d.answer for d in sample), recipe.vocab_size, recipe.context_length
     )
+    model, losses = train_from_scratch(recipe, seed, tokenizer, documents, progress)
+    return model, tokenizer, losses
+
+
+def train_from_scratch(
+    recipe: Recipe,
+    seed: int,
+    tokenizer: Any,
+    documents: Sequence[Document],
+    progress: Callable[[int, int, str], None],
+) -> tuple[Any, list[float]]:
+    """Train a new model on ``documents``, ``base_steps`` batches of them. Returns ``(model, losses)``."""
     torch.manual_seed(seed)
     model = new_model(recipe, tokenizer)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -82,4 +94,4 @@ def train_base(recipe: Recipe, seed: int, progress: Callable[[int, int, str], No
             progress(step, recipe.base_steps, f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
     model.eval()
     model.set_attn_implementation("sdpa")
-    return model, tokenizer, losses
+    return model, losses
