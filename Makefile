@@ -21,8 +21,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# mypy does not follow setuptools' package-dir: a folder of links shows it the rooms under their installed names.
 types: $(VENV)/.installed-dev
-	$(BIN)/mypy interp probes steering experiments figures
+	@mkdir -p $(VENV)/rooms/pingscope
+	@for room in interp probes steering experiments figures $(wildcard pingscope/*.py); do \
+		ln -sfn ../../../$$room $(VENV)/rooms/pingscope/$$(basename $$room); done
+	MYPYPATH=$(VENV)/rooms $(BIN)/mypy -p pingscope
 
 # torch goes first and by exact version: left to the resolver it can bring gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -29,11 +29,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from interp.batching import token_budget_batches
-from interp.chat import Rendered
-from interp.extract import extract
-from interp.io import atomic_write, write_json
-from interp.model import HookedModel, load_model
+from pingscope.interp.chat.batching import token_budget_batches
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.files import atomic_write, write_json
+from pingscope.interp.loading import load_model
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.store.extraction import extract
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-8x512": {

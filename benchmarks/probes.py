@@ -15,8 +15,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from probes.gram import GramSolver
-from probes.logistic import C_GRID, folds
+from pingscope.probes.gram import GramSolver
+from pingscope.probes.logistic import C_GRID, folds
 
 
 def data(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

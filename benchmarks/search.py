@@ -4,7 +4,8 @@
 
 A search asks for many tasks at once, so each arm gets ``--together`` tasks and batches them as it does in use. Arms, in
 turn: plain batched ``generate`` (every row reads its whole prompt), prefill once with an expanded
-cache (a copy of the prompt's cache per row), cascade attention (``interp.shared_prefill``), and transformers' own
+cache (a copy of the prompt's cache per row), cascade attention (``pingscope.interp.generate.shared_prompts``), and
+transformers' own
 continuous batching with shared blocks (``generate_batch``). A random Llama, float32: prompts of 280 to 340 tokens,
 prefixes of 4 to 16, exactly ``--new-tokens`` each. The default shape (5 M parameters, 4 layers of width 256) is one at
 which attention, feed-forward and Python all matter on two CPU cores; ids are compared token for token.
@@ -27,10 +28,10 @@ from typing import Any
 import torch
 import transformers
 
-from interp.chat import Rendered
-from interp.generate import generate
-from interp.model import HookedModel
-from interp.shared_prefill import SharedPrefill
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.generate.generation import generate
+from pingscope.interp.generate.shared_prompts import SharedPrefill
+from pingscope.interp.model.hooked import HookedModel
 
 Ids = list[tuple[int, ...]]
 

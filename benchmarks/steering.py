@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.inputs import read_tasks
-from interp.generate import GatedPrefix, generate
-from interp.hooks import Edit
-from interp.model import load_model
-from interp.selection import final, parse
-from steering.decisions import GateSession
-from steering.gates import Gate, gated
-from steering.operators import add
+from pingscope.experiments.tasks.sources import read_tasks
+from pingscope.interp.generate.generation import GatedPrefix, generate
+from pingscope.interp.loading import load_model
+from pingscope.interp.model.hooks import Edit
+from pingscope.interp.model.selection import final, parse
+from pingscope.steering.decisions import GateSession
+from pingscope.steering.gates import Gate, gated
+from pingscope.steering.operators import add
 
 BARS = {
     "steered": 1.05,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import bounds, count, error_bar, escape, number, plain, sort_layers, values
-from figures.section import Key, Panel, Section, Table, layer_control
+from pingscope.figures import theme
+from pingscope.figures.numbers import bounds, count, error_bar, escape, number, plain, sort_layers, values
+from pingscope.figures.section import Key, Panel, Section, Table, layer_control
 
 MOST_BARS = 16
 MOST_HEADS = 12

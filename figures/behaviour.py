@@ -6,9 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
-from figures.section import Control, Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
+from pingscope.figures.section import Control, Key, Panel, Section, Table
 
 JUDGES = {"strict": "Parsed action first", "paper": "Refusal phrases", "jbb": "JailbreakBench"}
 OFFSETS = {"harmful": -0.22, "lookalike": 0.0, "benign": 0.22}

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from interp.errors import UserError
+from pingscope.interp.errors import UserError
 
 SCHEMA_VERSION = 1
 SECTIONS: dict[str, Any] = {

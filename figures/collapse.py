@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.marks import band, curve
-from figures.numbers import MISSING, bounds, count, escape, number, plain, sort_layers, values
-from figures.section import Control, Key, Panel, Section
-from figures.tracks import ROLES
-from figures.verdicts import floor_note, readings_table, verdict_table
+from pingscope.figures import theme
+from pingscope.figures.marks import band, curve
+from pingscope.figures.numbers import MISSING, bounds, count, escape, number, plain, sort_layers, values
+from pingscope.figures.section import Control, Key, Panel, Section
+from pingscope.figures.tracks import ROLES
+from pingscope.figures.verdicts import floor_note, readings_table, verdict_table
 
 PLACES = {"prompt": "whole prompt", "instruction": "instruction", "final": "final token"}
 

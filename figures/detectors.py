@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import theme
-from figures.numbers import error_bar, percent, plain, values
-from figures.section import Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import error_bar, percent, plain, values
+from pingscope.figures.section import Panel, Section, Table
 
 NAMES = {
     "final": "probe at the final token",

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.marks import curve
-from figures.numbers import bounds, count, escape, number, percent, plain, rate, sort_layers, values
-from figures.section import Key, Panel, Section, Table, layer_control
+from pingscope.figures import theme
+from pingscope.figures.marks import curve
+from pingscope.figures.numbers import bounds, count, escape, number, percent, plain, rate, sort_layers, values
+from pingscope.figures.section import Key, Panel, Section, Table, layer_control
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
 WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}

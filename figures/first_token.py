@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import theme
-from figures.numbers import escape, number, percent, values
-from figures.section import Control, Key, Panel, Section
+from pingscope.figures import theme
+from pingscope.figures.numbers import escape, number, percent, values
+from pingscope.figures.section import Control, Key, Panel, Section
 
 # Shades of ink: the hues are taken by kinds of task and by arms.
 STARTS = {

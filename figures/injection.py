@@ -6,9 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import count, error_bar, escape, number, percent, rate, values, wrap
-from figures.section import Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import count, error_bar, escape, number, percent, rate, values, wrap
+from pingscope.figures.section import Key, Panel, Section, Table
 
 ROW = 52
 PAIR = {"prefix": ("prefix", "circle", 0.1), "suffix": ("suffix", "circle-open", 0.28)}  # palette name, mark, offset

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
+from pingscope.figures import theme
 
 
 def band(fig: go.Figure, x: np.ndarray, low: np.ndarray, high: np.ndarray, tint: str, **view: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
-from figures.section import Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
+from pingscope.figures.section import Key, Panel, Section, Table
 
 # Share of look-alike tasks refused, up to which a mark is used: (limit, plotly symbol, key's mark, words).
 MARKS = (

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import escape, number, percent, plain, sort_layers, values
-from figures.section import Control, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import escape, number, percent, plain, sort_layers, values
+from pingscope.figures.section import Control, Panel, Section, Table
 
 DIRECTIONS = {"denoise": "base’s state into the agent", "noise": "agent’s state into the base"}
 SHOWN = {"share": "Same prompt", "control": "A benign prompt", "neutral": "Its own, of a benign prompt"}

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from figures import (
+from pingscope.figures import (
     attribution,
     behaviour,
     collapse,
@@ -33,10 +33,10 @@ from figures import (
     tokens,
     tracks,
 )
-from figures.check import check_results, check_tokens
-from figures.section import Section
-from interp.errors import UserError
-from interp.io import atomic_write, read_json
+from pingscope.figures.check import check_results, check_tokens
+from pingscope.figures.section import Section
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import atomic_write, read_json
 
 DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
     "behaviour": behaviour.section,

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.marks import curve
-from figures.numbers import bounds, count, escape, number, percent, plain, sort_layers, values
-from figures.section import Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.marks import curve
+from pingscope.figures.numbers import bounds, count, escape, number, percent, plain, sort_layers, values
+from pingscope.figures.section import Key, Panel, Section, Table
 
 SETS = (
     "Heads and MLPs are added one by one by what they restore on validation tasks of the other families; the dotted "

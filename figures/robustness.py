@@ -6,9 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import error_bar, escape, number, percent, plain, values
-from figures.section import Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import error_bar, escape, number, percent, plain, values
+from pingscope.figures.section import Key, Panel, Section, Table
 
 COLUMNS = (
     ("harmful refused", "harmful", "refusal_rate"),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.numbers import escape, number, percent, plain, values, wrap
-from figures.section import Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.numbers import escape, number, percent, plain, values, wrap
+from pingscope.figures.section import Key, Panel, Section, Table
 
 NOT_REFUSED = "not refused"  # the paper's perf; a search may score tasks done instead
 

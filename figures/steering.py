@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.marks import band, curve
-from figures.numbers import bounds, count, number, percent, plain, rate, sort_layers, values
-from figures.section import Control, Key, Panel, Section, Table
+from pingscope.figures import theme
+from pingscope.figures.marks import band, curve
+from pingscope.figures.numbers import bounds, count, number, percent, plain, rate, sort_layers, values
+from pingscope.figures.section import Control, Key, Panel, Section, Table
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
 WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from figures import theme
-from figures.numbers import interval, number, percent, plain, rate, sort_layers
+from pingscope.figures import theme
+from pingscope.figures.numbers import interval, number, percent, plain, rate, sort_layers
 
 LEADS = ("base", "agent", "agent+prefix")
 STATUS = {True: ("holds", "Holds"), False: ("absent", "Does not hold"), None: ("open", "Not measured")}

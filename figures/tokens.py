@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from figures import theme
-from figures.numbers import sort_layers
+from pingscope.figures import theme
+from pingscope.figures.numbers import sort_layers
 
 
 def payload(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from figures import theme
-from figures.marks import curve
-from figures.numbers import MISSING, escape, plain, sort_layers
-from figures.section import Control, Key, Panel, Section, Table, layer_control
+from pingscope.figures import theme
+from pingscope.figures.marks import curve
+from pingscope.figures.numbers import MISSING, escape, plain, sort_layers
+from pingscope.figures.section import Control, Key, Panel, Section, Table, layer_control
 
 ROLES = ("system", "instruction", "page", "suffix", "template", "header", "prefix", "response")
 # Few header tokens carry the story: they get as much room as a long page.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from figures.numbers import MISSING, number, plain
-from figures.section import Table
+from pingscope.figures.numbers import MISSING, number, plain
+from pingscope.figures.section import Table
 
 READINGS = {
     "raw": "Raw logit",

@@ -6,16 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.logistic import LayerProbes
-    from probes.statistics import Estimate
+    from pingscope.probes.logistic import LayerProbes
+    from pingscope.probes.statistics import Estimate
 
 __all__ = ["Estimate", "LayerProbes"]
 
-_HOME = {"Estimate": "probes.statistics", "LayerProbes": "probes.logistic"}
+_HOME = {"Estimate": "pingscope.probes.statistics", "LayerProbes": "pingscope.probes.logistic"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy: figures and judges need the statistics without waiting for scikit-learn and torch.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'probes' has no attribute {name!r}")
+    raise AttributeError(f"module 'pingscope.probes' has no attribute {name!r}")

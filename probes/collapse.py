@@ -8,9 +8,9 @@ sign of its logit may be a property of the *position*. Therefore, per arm and la
 ``shift``      arm minus base at the same position on the same prompts;
 ``placed``     probes trained *at* that position: is the signal still linearly there (own probes), and does
                what the base's probes read carry over (transfer)? Cross-validated by group;
-``realigned``  the base's probe after a label-free map onto the base's activations, :mod:`probes.realigned`.
+``realigned``  the base's probe after a label-free map onto the base's activations, :mod:`pingscope.probes.realigned`.
 
-Positions: ``prompt``, ``instruction`` and ``final``, see :mod:`probes.pooling`. A gap is harmful minus
+Positions: ``prompt``, ``instruction`` and ``final``, see :mod:`pingscope.probes.pooling`. A gap is harmful minus
 *benign*; look-alike prompts have their own entries in ``raw`` and ``shift``, and stand in for benign ones
 where there are none.
 """
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from interp.errors import UserError
-from probes.controls import FOLDS, SHUFFLES, CrossFit, average, cross_fit, permute_within
-from probes.logistic import C_DEFAULT, LayerProbes, folds, score_sweep
-from probes.pooling import Pooled
-from probes.realigned import realign
-from probes.resampling import NO_INTERVAL, Groups, bootstrap, codes
-from probes.statistics import Estimate, auroc, difference, gap, mean, paired_difference, tpr_at_fpr
+from pingscope.interp.errors import UserError
+from pingscope.probes.controls import FOLDS, SHUFFLES, CrossFit, average, cross_fit, permute_within
+from pingscope.probes.logistic import C_DEFAULT, LayerProbes, folds, score_sweep
+from pingscope.probes.pooling import Pooled
+from pingscope.probes.realigned import realign
+from pingscope.probes.resampling import NO_INTERVAL, Groups, bootstrap, codes
+from pingscope.probes.statistics import Estimate, auroc, difference, gap, mean, paired_difference, tpr_at_fpr
 
 POSITIONS = {"prompt": "mean_prompt", "instruction": "mean_instruction", "final": "final"}
 

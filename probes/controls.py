@@ -16,9 +16,9 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from probes.logistic import C_DEFAULT, checked, choose_c, fit_direction, folds, is_harmful, score_sweep
-from probes.resampling import NO_INTERVAL, Groups, Weights, bootstrap, codes, jackknife
-from probes.statistics import Z95, Estimate, auroc, auroc_value, mean, rate, tpr_at_fpr
+from pingscope.probes.logistic import C_DEFAULT, checked, choose_c, fit_direction, folds, is_harmful, score_sweep
+from pingscope.probes.resampling import NO_INTERVAL, Groups, Weights, bootstrap, codes, jackknife
+from pingscope.probes.statistics import Z95, Estimate, auroc, auroc_value, mean, rate, tpr_at_fpr
 
 FOLDS = 5
 SHUFFLES = 3

@@ -15,12 +15,12 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from interp.errors import UserError
-from probes.coherence import Coherence
-from probes.logistic import C_DEFAULT, fit_direction
-from probes.resampling import Groups
-from probes.statistics import Estimate, auroc, rate, tpr_at_fpr
-from probes.trajectory import Trajectory
+from pingscope.interp.errors import UserError
+from pingscope.probes.coherence import Coherence
+from pingscope.probes.logistic import C_DEFAULT, fit_direction
+from pingscope.probes.resampling import Groups
+from pingscope.probes.statistics import Estimate, auroc, rate, tpr_at_fpr
+from pingscope.probes.trajectory import Trajectory
 
 FPR = 0.01
 
@@ -75,7 +75,7 @@ def largest_token(train: Prompts, seed: int) -> Scores:
 
 
 def coherence(train: Prompts, seed: int) -> Scores:
-    """:mod:`probes.coherence`."""
+    """:mod:`pingscope.probes.coherence`."""
     fitted = Coherence.fit(train.states, train.harmful, _mean_probe(train))
     return lambda prompts: np.array([fitted.score(x) for x in prompts.states])
 
@@ -87,7 +87,7 @@ def deep_coherence(train: Prompts, seed: int) -> Scores:
 
 
 def trajectory(train: Prompts, seed: int) -> Scores:
-    """:mod:`probes.trajectory`."""
+    """:mod:`pingscope.probes.trajectory`."""
     fitted = Trajectory.fit(train.states, train.harmful, seed)
     return lambda prompts: fitted.scores(prompts.states)
 

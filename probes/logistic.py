@@ -27,10 +27,10 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from interp.errors import UserError
-from interp.io import atomic_write, read_json, sha256_of
-from probes.gram import sweep
-from probes.resampling import Groups, codes
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import atomic_write, read_json, sha256_of
+from pingscope.probes.gram import sweep
+from pingscope.probes.resampling import Groups, codes
 
 C_DEFAULT = 0.1
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0)

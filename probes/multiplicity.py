@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from probes.resampling import Groups, codes
-from probes.statistics import Estimate
+from pingscope.probes.resampling import Groups, codes
+from pingscope.probes.statistics import Estimate
 
 Q = 0.05  # share of false finds that is accepted
 

@@ -5,7 +5,7 @@
                       sees. An injected prefix is the start of the response, so it does not count.
 ``mean_instruction``  mean over the tokens of the task's own words.
 ``final``             the last token before the model speaks: the last header token, or the last prefix token.
-``mean:SELECTION``    mean over any selection of :mod:`interp.selection`, such as ``mean:role:header``;
+``mean:SELECTION``    mean over any selection of :mod:`pingscope.interp.model.selection`, such as ``mean:role:header``;
 ``max:SELECTION``     the largest value of each coordinate over it.
 
 A probe is linear, so its logit on a mean is the mean of its logits over the tokens: pooled features are all
@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 
-from interp.chat import Rendered
-from interp.errors import UserError
-from interp.selection import parse
-from interp.store import ActivationStore
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.errors import UserError
+from pingscope.interp.model.selection import parse
+from pingscope.interp.store.activations import ActivationStore
 
 POOLINGS = ("mean_prompt", "mean_instruction", "final")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold
 
-from probes.resampling import Groups, codes
+from pingscope.probes.resampling import Groups, codes
 
 RANK = 16
 FOLDS = 5

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from interp.errors import UserError
-from probes.resampling import NO_INTERVAL, Groups, Weights, blocks_of_weights, bootstrap, codes
+from pingscope.interp.errors import UserError
+from pingscope.probes.resampling import NO_INTERVAL, Groups, Weights, blocks_of_weights, bootstrap, codes
 
 Values = Iterable[Any] | np.ndarray  # numbers, truth values, None
 _PAIRWISE = 2048  # rows up to which an AUROC compares all pairs instead of sorting

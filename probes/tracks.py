@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from interp.store import ActivationStore
-from probes.logistic import LayerProbes
-from probes.pooling import Tokens, blocks, read_tokens
-from probes.statistics import Estimate, column_differences, column_means, mean
+from pingscope.interp.store.activations import ActivationStore
+from pingscope.probes.logistic import LayerProbes
+from pingscope.probes.pooling import Tokens, blocks, read_tokens
+from pingscope.probes.statistics import Estimate, column_differences, column_means, mean
 
 TEXT_ROLES = ("system", "instruction", "page", "suffix")
 READING_ORDER = (*TEXT_ROLES, "template", "header", "prefix", "response")

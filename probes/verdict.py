@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from probes.collapse import POSITIONS, Positions, Readings, Reference, placed_scores, realigned_logits
-from probes.multiplicity import Q, false_discovery, p_beyond
-from probes.statistics import Estimate, auroc_value
+from pingscope.probes.collapse import POSITIONS, Positions, Readings, Reference, placed_scores, realigned_logits
+from pingscope.probes.multiplicity import Q, false_discovery, p_beyond
+from pingscope.probes.statistics import Estimate, auroc_value
 
 READINGS = ("raw", "contrast", "shift", "placed", "transfer", "realigned")
 

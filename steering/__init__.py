@@ -1,6 +1,6 @@
 """Directions, operators, injection arms and the PING prefix search.
 
-The function named like its file is imported from there: ``from steering.ping import ping``.
+The function named like its file is imported from there: ``from pingscope.steering.ping import ping``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steering.directions import Direction
-    from steering.injection import Arm
-    from steering.phrases import PhraseGenerator
+    from pingscope.steering.directions import Direction
+    from pingscope.steering.injection import Arm
+    from pingscope.steering.phrases import PhraseGenerator
 
 __all__ = ["Arm", "Direction", "PhraseGenerator"]
 
 _HOME = {
-    "Arm": "steering.injection",
-    "Direction": "steering.directions",
-    "PhraseGenerator": "steering.phrases",
+    "Arm": "pingscope.steering.injection",
+    "Direction": "pingscope.steering.directions",
+    "PhraseGenerator": "pingscope.steering.phrases",
 }
 
 
@@ -26,4 +26,4 @@ def __getattr__(name: str) -> Any:
     # Lazy: the phrase grammar and the command line must not wait for torch.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'steering' has no attribute {name!r}")
+    raise AttributeError(f"module 'pingscope.steering' has no attribute {name!r}")

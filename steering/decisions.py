@@ -1,7 +1,8 @@
 """A gate at work over the steps of episodes: what it remembers of a row, and the log of every decision.
 
 The log is JSON lines, only ever appended to. It holds ids, numbers, hashes and the model's own answers, never the text
-of a prompt. From it, the model and the tasks, :mod:`experiments.replay` recomputes every score to the bit.
+of a prompt. From it, the model and the tasks, :mod:`experiments.studies.gates.replay` recomputes every score to the
+bit.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.chat import Rendered
-from interp.generate import Generation
-from interp.io import append_jsonl, read_journal, sha256_of
-from interp.selection import Selection
-from steering.gates import Gate, GateWatch
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.files import append_jsonl, read_journal, sha256_of
+from pingscope.interp.generate.generation import Generation
+from pingscope.interp.model.selection import Selection
+from pingscope.steering.gates import Gate, GateWatch
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class GateSession:
     ``log`` every decision, the make-up of every batch and every answer are appended.
 
     Args:
-        header: facts about the run that a replay needs (see :func:`experiments.replay.header`).
+        header: facts about the run that a replay needs (see :func:`pingscope.experiments.studies.gates.replay.header`).
     """
 
     def __init__(self, gate: Gate, log: str | Path | None = None, header: Mapping[str, Any] | None = None) -> None:

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from interp.errors import UserError
-from interp.io import atomic_write, read_json, sha256_of, write_json
-from probes.logistic import LayerProbes
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import atomic_write, read_json, sha256_of, write_json
+from pingscope.probes.logistic import LayerProbes
 
 Vector = Float[np.ndarray, " d_model"]
 

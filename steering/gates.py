@@ -21,13 +21,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.chat import Rendered
-from interp.errors import UserError
-from interp.hooks import Edit
-from interp.io import read_json, sha256_of, write_json
-from interp.selection import Selection, parse
-from probes.logistic import LayerProbes
-from probes.statistics import rate
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import read_json, sha256_of, write_json
+from pingscope.interp.model.hooks import Edit
+from pingscope.interp.model.selection import Selection, parse
+from pingscope.probes.logistic import LayerProbes
+from pingscope.probes.statistics import rate
 
 FPR = 0.01
 _FORMAT = 1

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.chat import Prompt
-from interp.errors import UserError
-from interp.generate import generate
-from interp.io import append_jsonl, read_journal, sha256_of
-from interp.model import HookedModel
-from steering.phrases import END, MARK
-from steering.ping import normalised
+from pingscope.interp.chat.rendering import Prompt
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import append_jsonl, read_journal, sha256_of
+from pingscope.interp.generate.generation import generate
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.steering.phrases import END, MARK
+from pingscope.steering.ping import normalised
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TEMPERATURE = 0.7  # the paper's

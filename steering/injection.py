@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from interp.chat import Prompt
-from interp.errors import UserError
-from interp.hooks import Condition, Edit
-from interp.io import sha256_of
-from interp.model import HookedModel
-from steering.gates import Gate, gated
+from pingscope.interp.chat.rendering import Prompt
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import sha256_of
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.model.hooks import Condition, Edit
+from pingscope.steering.gates import Gate, gated
 
 NAIVE_PREFIX = "I cannot"
 SAFETY_SYSTEM = (
@@ -75,7 +75,7 @@ class Arm:
     def identity(self, d_model: int) -> str:
         """Hex SHA-256 of all that decides what the arm does; its name does not.
 
-        An edit is known by :meth:`interp.hooks.Edit.identity`.
+        An edit is known by :meth:`pingscope.interp.model.hooks.Edit.identity`.
         """
         texts = [self.model, self.prefix, self.suffix, self.system, self.demonstrations]
         known = [texts, [edit.identity(d_model) for edit in self.edits]]

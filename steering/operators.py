@@ -15,11 +15,11 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from interp.errors import UserError
-from interp.hooks import Condition, Edit
-from interp.selection import Selection, final
-from probes.logistic import LayerProbes
-from steering.directions import Direction
+from pingscope.interp.errors import UserError
+from pingscope.interp.model.hooks import Condition, Edit
+from pingscope.interp.model.selection import Selection, final
+from pingscope.probes.logistic import LayerProbes
+from pingscope.steering.directions import Direction
 
 Operator = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from interp.errors import UserError
+from pingscope.interp.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interp.chat import Rendered
-from interp.errors import UserError
-from interp.generate import Generation, generate
-from interp.hooks import Edit
-from interp.model import HookedModel
-from interp.prefill import PromptCache
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.errors import UserError
+from pingscope.interp.generate.generation import Generation, generate
+from pingscope.interp.generate.prompt_cache import PromptCache
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.model.hooks import Edit
 
 
 def answer_again(

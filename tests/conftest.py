@@ -1,7 +1,7 @@
 """Tiny random checkpoints of several families, made here: no network, no GPU.
 
 ``checkpoint(family)`` gives a Hugging Face folder (safetensors, tokenizer, chat template), made once per test
-session; ``tiny_model`` is the Llama among them as a :class:`interp.HookedModel`.
+session; ``tiny_model`` is the Llama among them as a :class:`pingscope.interp.HookedModel`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from jaxtyping import install_import_hook
 
 # Shapes and types of every annotated function are checked at run time, in these rooms.
-_hook = install_import_hook(["interp", "probes", "steering"], "beartype.beartype")
+_hook = install_import_hook(["pingscope.interp", "pingscope.probes", "pingscope.steering"], "beartype.beartype")
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -54,8 +54,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def load(checkpoint: Callable[[str], Path]) -> Callable[[str], Any]:
-    """``load("gpt2")`` → the tiny model as a :class:`interp.HookedModel`, loaded once."""
-    from interp import load_model
+    """``load("gpt2")`` → the tiny model as a :class:`pingscope.interp.HookedModel`, loaded once."""
+    from pingscope.interp import load_model
 
     loaded: dict[str, Any] = {}
 

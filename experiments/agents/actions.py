@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from experiments.agents.call_syntax import NAMES, WEB_ACTIONS, Malformed, read_arguments
+from pingscope.experiments.agents.call_syntax import NAMES, WEB_ACTIONS, Malformed, read_arguments
 
 Status = Literal["ok", "no_action", "malformed", "multiple"]
 

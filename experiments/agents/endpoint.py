@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments.agents.records import Record
-from experiments.agents.rollout import Episode, MakeEnvironment, run_pairs
-from interp.chat import SEPARATOR, Prompt, Rendered
-from interp.errors import UserError
-from interp.generate import Generation
-from interp.io import sha256_of
-from steering.generators import RateLimit, answer_text, openai_client, request
-from steering.injection import Arm
+from pingscope.experiments.agents.rollout import Episode, MakeEnvironment, run_pairs
+from pingscope.experiments.tasks.records import Record
+from pingscope.interp.chat.rendering import SEPARATOR, Prompt, Rendered
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import sha256_of
+from pingscope.interp.generate.generation import Generation
+from pingscope.steering.generators import RateLimit, answer_text, openai_client, request
+from pingscope.steering.injection import Arm
 
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM, SGLang
 

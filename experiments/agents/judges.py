@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from experiments.agents.actions import Call, Parsed, parse_actions
-from interp.errors import UserError
+from pingscope.experiments.agents.actions import Call, Parsed, parse_actions
+from pingscope.interp.errors import UserError
 
 Outcome = Literal["complied", "refused", "exited", "invalid"]
 Mode = Literal["strict", "paper", "jbb"]

@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from experiments.agents.actions import Call, parse_actions
-from experiments.agents.judges import Outcome, judge, judge_parsed, opening
-from experiments.agents.records import Record
-from interp.chat import Prompt, Rendered
-from interp.errors import UserError
-from interp.generate import GatedPrefix, Generation, generate
-from interp.io import sha256_of
-from steering.decisions import GateSession
-from steering.injection import prefix_ids
-from steering.realignment import answer_again
+from pingscope.experiments.agents.actions import Call, parse_actions
+from pingscope.experiments.agents.judges import Outcome, judge, judge_parsed, opening
+from pingscope.experiments.tasks.records import Record
+from pingscope.interp.chat.rendering import Prompt, Rendered
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import sha256_of
+from pingscope.interp.generate.generation import GatedPrefix, Generation, generate
+from pingscope.steering.decisions import GateSession
+from pingscope.steering.injection import prefix_ids
+from pingscope.steering.realignment import answer_again
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
-    from interp.prefill import PromptCache
-    from steering.injection import Arm
+    from pingscope.interp.generate.prompt_cache import PromptCache
+    from pingscope.interp.model.hooked import HookedModel
+    from pingscope.steering.injection import Arm
 
 
 class Environment(Protocol):

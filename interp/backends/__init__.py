@@ -1,7 +1,7 @@
-"""Other libraries behind the contract of :class:`interp.model.HookedModel`, imported only when asked for.
+"""Other libraries behind the contract of :class:`interp.model.hooked.HookedModel`, imported only when asked for.
 
 Every backend reads the residual stream at layers and positions, edits it, and generates with edits, with the
-same numbers (:mod:`interp.parity`). ``hf`` is the model class itself.
+same numbers (:mod:`pingscope.interp.backends.parity`). ``hf`` is the model class itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import copy as copying
 import warnings
 from typing import Any
 
-from interp.errors import UserError
-from interp.model import HookedModel
+from pingscope.interp.errors import UserError
+from pingscope.interp.model.hooked import HookedModel
 
 BACKENDS = ("hf", "transformer_lens", "nnsight")
 
@@ -34,7 +34,7 @@ def adopt(source: Any, backend: str, *, copy: bool = True, remote: bool | str = 
     """
     check_backend(backend, remote)
     if type(source).__name__ == "TransformerBridge":
-        from interp.backends.transformer_lens import BridgeModel
+        from pingscope.interp.backends.transformer_lens import BridgeModel
 
         if backend != "transformer_lens":
             raise UserError(f"a TransformerBridge cannot be used by backend {backend!r}; use 'transformer_lens'")
@@ -58,11 +58,11 @@ def adopt(source: Any, backend: str, *, copy: bool = True, remote: bool | str = 
 def wrap(model: HookedModel, backend: str, remote: bool | str = False) -> HookedModel:
     """``model`` behind a backend, given up to it: transformer_lens rewrites its modules."""
     if backend == "transformer_lens":
-        from interp.backends.transformer_lens import boot
+        from pingscope.interp.backends.transformer_lens import boot
 
         return boot(model)
     if backend == "nnsight":
-        from interp.backends.nnsight import TracedModel, trace_model
+        from pingscope.interp.backends.nnsight import TracedModel, trace_model
 
         return TracedModel(trace_model(model), model.tokenizer, model.name, remote=remote, blocks=model.family.blocks)
     return model

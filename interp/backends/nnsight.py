@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.batching import Batch
-from interp.errors import UserError
-from interp.hooks import Edit, Sink, matches
-from interp.model import HookedModel
-from interp.selection import EMBED, Selection
+from pingscope.interp.chat.batching import Batch
+from pingscope.interp.errors import UserError
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.model.hooks import Edit, Sink, matches
+from pingscope.interp.model.selection import EMBED, Selection
 
 Index = tuple[Tensor, Tensor]
 Moves = dict[int, list[tuple[Index, Callable[[Tensor], Tensor]]]]  # layer → (rows and columns, function), in order
@@ -57,8 +57,7 @@ class TracedModel(HookedModel):
         if remote:
             import nnsight
 
-            for room in ("interp", "steering", "probes"):  # not installed there: travel as source
-                nnsight.register(room)
+            nnsight.register("pingscope")  # not installed there: travels as source
 
     def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
         import nnsight
@@ -76,7 +75,7 @@ class TracedModel(HookedModel):
     def last_logits(self, batch: Batch, edits: Sequence[Edit] = (), past: None = None) -> Float[Tensor, "row vocab"]:
         moves = _moves(batch, edits, [(0, batch.ids.shape[1])])[0]
         given, envoys, traced = self._given(batch), self.envoys, self.traced
-        last = {"logits_to_keep": 1} if self._head_takes_last else {}
+        last = {"logits_to_keep": 1} if self.head_takes_last else {}
         with self._traces(), traced.trace(given, use_cache=False, remote=self.remote, **last):
             run_through(envoys, moves, ())
             logits = traced.output.logits[:, -1].save()

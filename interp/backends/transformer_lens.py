@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.batching import Batch, token_budget_batches
-from interp.chat import Rendered
-from interp.errors import UserError
-from interp.extract import extract
-from interp.hooks import Edit, Handle, Sink, capture, check_residual, edit, live_edits
-from interp.model import HookedModel
-from interp.selection import EMBED, Selection, final
-from interp.store import ActivationStore
+from pingscope.interp.chat.batching import Batch, token_budget_batches
+from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.errors import UserError
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.model.hooks import Edit, Handle, Sink, capture, check_residual, edit, live_edits
+from pingscope.interp.model.selection import EMBED, Selection, final
+from pingscope.interp.store.activations import ActivationStore
+from pingscope.interp.store.extraction import extract
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def head_writes(
     """What every head of a layer writes at the tokens ``where`` (default: the final one), row by row, float64.
 
     TransformerLens' way: ``hook_z`` through ``W_O``, without the projection's bias, before a post-norm where there is
-    one. :func:`interp.attribution.attribute` cuts the projection of the plain model instead; both give the same.
+    one. :func:`interp.causal.attribution.attribute` cuts the projection of the plain model instead; both give the same.
     """
     where = final() if where is None else where
     attention = model.bridge.blocks[layer].attn

@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import pytest
 import sample
 
-from figures import finetuning, injection, numbers, search, steering, tokens, tracks
-from figures.marks import band
+from pingscope.figures import finetuning, injection, numbers, search, steering, tokens, tracks
+from pingscope.figures.marks import band
 
 
 def test_bands_break_where_the_interval_is_missing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sample
 
-from figures import pareto
+from pingscope.figures import pareto
 
 
 def arm(refused: float, done: float, over: float = 0.0) -> dict:

@@ -17,8 +17,8 @@ import plotly.graph_objects as go
 import pytest
 import sample
 
-from figures.report import build_report
-from interp.errors import UserError
+from pingscope.figures.report import build_report
+from pingscope.interp.errors import UserError
 
 SECTIONS = [
     "behaviour", "first-token", "tracks", "collapse", "probes", "steering", "injection", "search", "fine-tuning",

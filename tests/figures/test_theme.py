@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from figures import theme
+from pingscope.figures import theme
 
 
 def luminance(colour: str) -> float:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from interp.io import write_json
-from interp.store import FORMAT, ActivationStore, header, layer_file
-from probes.pooling import Pooled
+from pingscope.interp.files import write_json
+from pingscope.interp.store.activations import FORMAT, ActivationStore, header, layer_file
+from pingscope.probes.pooling import Pooled
 
 Prompts = Sequence[tuple[str, str, Sequence[str]]]  # (id, label, role of every token)
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from interp.errors import UserError
-from probes.collapse import Reference, gap_shrink, label_controls, readings
-from probes.logistic import LayerProbes
-from probes.realigned import realign
-from probes.verdict import READINGS, noise_floor, verdict
+from pingscope.interp.errors import UserError
+from pingscope.probes.collapse import Reference, gap_shrink, label_controls, readings
+from pingscope.probes.logistic import LayerProbes
+from pingscope.probes.realigned import realign
+from pingscope.probes.verdict import READINGS, noise_floor, verdict
 
 AXIS = np.eye(8)[:1]
 PROBES = LayerProbes((0,), 2 * AXIS, np.array([1.0]))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes.controls import calibration, evaluate, permute_within, text_baselines, transfer_back
-from probes.logistic import folds
+from pingscope.probes.controls import calibration, evaluate, permute_within, text_baselines, transfer_back
+from pingscope.probes.logistic import folds
 
 
 @pytest.fixture

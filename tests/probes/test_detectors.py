@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from interp.errors import UserError
-from probes.coherence import Coherence
-from probes.detectors import DETECTORS, Prompts, best_layer, compare_detectors, threshold
-from probes.multiplicity import false_discovery, p_beyond, permuted_gaps
-from probes.statistics import Estimate
-from probes.trajectory import Markov, Packed, Trajectory
+from pingscope.interp.errors import UserError
+from pingscope.probes.coherence import Coherence
+from pingscope.probes.detectors import DETECTORS, Prompts, best_layer, compare_detectors, threshold
+from pingscope.probes.multiplicity import false_discovery, p_beyond, permuted_gaps
+from pingscope.probes.statistics import Estimate
+from pingscope.probes.trajectory import Markov, Packed, Trajectory
 
 
 def prompts(n, seed, signal=2.0, order=False):

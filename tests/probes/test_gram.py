@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from probes.gram import GramSolver, sweep
-from probes.logistic import folds
+from pingscope.probes.gram import GramSolver, sweep
+from pingscope.probes.logistic import folds
 
 
 def wide(n=60, d=300, gap=1.0, seed=0):

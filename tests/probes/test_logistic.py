@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from interp.errors import UserError
-from probes import LayerProbes
-from probes.logistic import ProbeConvergenceWarning, folds
+from pingscope.interp.errors import UserError
+from pingscope.probes import LayerProbes
+from pingscope.probes.logistic import ProbeConvergenceWarning, folds
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_c_by_grouped_cross_validation_prefers_strong_shrinkage_on_noise() -> No
 
 def test_a_fit_that_stops_early_says_so(data, monkeypatch) -> None:
     x, y = data
-    monkeypatch.setattr("probes.logistic._ITERATIONS", 1)
+    monkeypatch.setattr("pingscope.probes.logistic._ITERATIONS", 1)
     with pytest.warns(ProbeConvergenceWarning, match="layer 0"):
         assert LayerProbes.fit({0: x}, y, C=10.0).meta["converged"] == {"0": False}
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from interp.errors import UserError
-from probes import pooling
-from probes.pooling import join, pool, pool_rows
+from pingscope.interp.errors import UserError
+from pingscope.probes import pooling
+from pingscope.probes.pooling import join, pool, pool_rows
 
 PROMPTS = [
     ("a", "harmful", ["template", "instruction", "instruction", "header", "header"]),
@@ -44,8 +44,8 @@ def test_sums_are_float64(make_store) -> None:
 
 
 def test_memory_and_store_agree(tiny_model, tmp_path) -> None:
-    from interp.chat import Prompt
-    from interp.extract import extract
+    from pingscope.interp.chat.rendering import Prompt
+    from pingscope.interp.store.extraction import extract
 
     prompts = [Prompt(f"p{i}", "buy the laptop " * (i + 1), "benign", prefix="# Note" * (i % 2)) for i in range(5)]
     rows = [tiny_model.render(prompt) for prompt in prompts]

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from interp.errors import UserError
-from probes.resampling import jackknife
-from probes.statistics import (
+from pingscope.interp.errors import UserError
+from pingscope.probes.resampling import jackknife
+from pingscope.probes.statistics import (
     Estimate,
     auroc,
     auroc_value,
@@ -64,7 +64,7 @@ def test_sorted_and_pairwise_auroc_agree(monkeypatch) -> None:
     labels = rng.integers(2, size=120)
     scores = np.round(rng.normal(size=120) + labels, 1)
     pairwise = auroc(scores, labels), auroc(scores, labels, np.arange(120) // 3)
-    monkeypatch.setattr("probes.statistics._PAIRWISE", 0)
+    monkeypatch.setattr("pingscope.probes.statistics._PAIRWISE", 0)
     for one, other in zip(pairwise, (auroc(scores, labels), auroc(scores, labels, np.arange(120) // 3)), strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-12) and one.ci == pytest.approx(other.ci, abs=1e-12)
 

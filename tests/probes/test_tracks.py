@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from probes.logistic import LayerProbes
-from probes.pooling import read_tokens
-from probes.tracks import VALUES_SCHEMA, by_role, curves, summarise, token_logits, token_rows, values_table
+from pingscope.probes.logistic import LayerProbes
+from pingscope.probes.pooling import read_tokens
+from pingscope.probes.tracks import VALUES_SCHEMA, by_role, curves, summarise, token_logits, token_rows, values_table
 
 # Logit = 2 * state - 1. States are chosen so that every mean can be done in the head.
 PROBES = LayerProbes((0,), np.array([[2.0]]), np.array([-1.0]))

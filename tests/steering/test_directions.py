@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from interp.errors import UserError
-from probes.logistic import LayerProbes
-from steering import Direction
-from steering.directions import from_probes, random_like
+from pingscope.interp.errors import UserError
+from pingscope.probes.logistic import LayerProbes
+from pingscope.steering import Direction
+from pingscope.steering.directions import from_probes, random_like
 
 
 def direction(seed: int = 0, layers=(0, 2), d: int = 8) -> Direction:

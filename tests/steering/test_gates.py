@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from interp import Edit, Prompt, UserError, edit
-from interp.generate import GatedPrefix, generate
-from interp.io import read_json, write_json
-from interp.selection import final, generated, parse, prompt, role
-from probes.logistic import LayerProbes
-from steering.decisions import GateSession
-from steering.gates import (
+from pingscope.interp import Edit, Prompt, UserError, edit
+from pingscope.interp.files import read_json, write_json
+from pingscope.interp.generate.generation import GatedPrefix, generate
+from pingscope.interp.model.selection import final, generated, parse, prompt, role
+from pingscope.probes.logistic import LayerProbes
+from pingscope.steering.decisions import GateSession
+from pingscope.steering.gates import (
     Gate,
     GateWatch,
     calibrate,
@@ -26,8 +26,8 @@ from steering.gates import (
     gated,
     logit_score,
 )
-from steering.injection import prefix_ids
-from tests.interp.test_hooks import NEW, Oracle, bump, expected, hook_count, rows_of
+from pingscope.steering.injection import prefix_ids
+from tests.interp.model.test_hooks import NEW, Oracle, bump, expected, hook_count, rows_of
 
 D = 64
 
@@ -199,7 +199,7 @@ def test_nothing_is_open_before_the_evidence():
 
 
 def rows_like(n: int, width: int = 5):
-    from interp import Rendered
+    from pingscope.interp import Rendered
 
     return [Rendered(f"r{i}", "", tuple(range(width)), ("instruction",) * width) for i in range(n)]
 

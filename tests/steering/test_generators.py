@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from interp.errors import UserError
-from interp.generate import Generation, generate
-from steering import generators
-from steering.generators import (
+from pingscope.interp.errors import UserError
+from pingscope.interp.generate.generation import Generation, generate
+from pingscope.steering import generators
+from pingscope.steering.generators import (
     ModelGenerator,
     RateLimit,
     endpoint_ask,
@@ -20,8 +20,8 @@ from steering.generators import (
     question,
     read_prefixes,
 )
-from steering.ping import ping
-from tests.experiments.server import completion, serve
+from pingscope.steering.ping import ping
+from tests.server import completion, serve
 
 ANSWER = """Here are some prefixes:
 1. # I should ask whether this is safe.

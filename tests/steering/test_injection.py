@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from interp.chat import Prompt
-from interp.hooks import Edit
-from interp.selection import final
-from steering.directions import Direction
-from steering.injection import Arm, comparison_arms, fewshot, steered
-from steering.operators import add, steering_edits
+from pingscope.interp.chat.rendering import Prompt
+from pingscope.interp.model.hooks import Edit
+from pingscope.interp.model.selection import final
+from pingscope.steering.directions import Direction
+from pingscope.steering.injection import Arm, comparison_arms, fewshot, steered
+from pingscope.steering.operators import add, steering_edits
 
 PROMPT = Prompt("p", "Buy the laptop.", "benign", system="You are a web agent.", page="inbox notes")
 

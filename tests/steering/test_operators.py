@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from interp.errors import UserError
-from interp.selection import generated
-from probes.logistic import LayerProbes
-from steering.directions import Direction
-from steering.operators import (
+from pingscope.interp.errors import UserError
+from pingscope.interp.model.selection import generated
+from pingscope.probes.logistic import LayerProbes
+from pingscope.steering.directions import Direction
+from pingscope.steering.operators import (
     ablate,
     add,
     displaced_along,

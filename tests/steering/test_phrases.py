@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from steering.phrases import SENTENCES, PhraseGenerator, shuffled_words, split_sentences
+from pingscope.steering.phrases import SENTENCES, PhraseGenerator, shuffled_words, split_sentences
 
 
 @pytest.mark.parametrize("seeds", [[], ["# Is it safe? Let me decide with care.\n", "# I stop here.\n"]])

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from interp.errors import UserError
-from steering.ping import DEFAULT, PAPER_CODE, PAPER_WEB, PRESETS, Score, Settings, ping
+from pingscope.interp.errors import UserError
+from pingscope.steering.ping import DEFAULT, PAPER_CODE, PAPER_WEB, PRESETS, Score, Settings, ping
 
 
 class Script:

@@ -1,0 +1,120 @@
+"""What a study does, as one checked YAML file. Every field has a default: no file means the model organism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pingscope.interp.errors import UserError
+from pingscope.interp.files import atomic_write
+
+
+class _Strict(BaseModel):
+    # A typo in a field's name must not silently become a default.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Models(_Strict):
+    """Two checkpoints of one architecture: before and after agentic fine-tuning. Empty: the model organism."""
+
+    base: str = Field("", description="hub id or folder of the aligned model")
+    agent: str = Field("", description="hub id or folder of the fine-tuned agent")
+    checkpoints: list[str] = Field([], description="further checkpoints of the fine-tuning, in order")
+    chat_template: str = Field("", description="file with a chat template, for tokenizers without one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+
+
+class Organism(_Strict):
+    """Used where ``models`` is empty."""
+
+    recipe: Literal["default", "tiny"] = Field("default", description="tiny: seconds, and no effect to see; for trials")
+
+
+class Tasks(_Strict):
+    """Record files or presets. Empty: the organism's own tasks. Splits never mix."""
+
+    validation: str = Field("", description="tasks on which every choice is made")
+    test: str = Field("", description="tasks that are only reported")
+    probe_prompts: str = Field("", description="chat instructions that train the probes")
+    n_validation: int = Field(80, ge=4, description="tasks per label")
+    n_test: int = Field(100, ge=4, description="tasks per label")
+    n_probe: int = Field(200, ge=8, description="probe prompts per label")
+
+
+class Search(_Strict):
+    """PING, Algorithm 1. The paper: k 3, M 5, T 20, tau 1.5 (web)."""
+
+    k: int = Field(3, ge=1)
+    M: int = Field(6, ge=1, description="candidates a round")
+    T: int = Field(5, ge=1, description="rounds")
+    tau: float = Field(1.5, description="below this best overall score the seeds are emptied")
+    perf: Literal["success", "not_refused"] = "success"
+    # Off: a study wants the best prefix more than the generations saved (docs/search.md has what screening loses).
+    screening: bool = Field(False, description="rank candidates by their first token and race them; docs/search.md")
+
+
+class Steering(_Strict):
+    doses: list[float] = Field([0.05, 0.1, 0.15, 0.2, 0.25], description="units of the layer's mean residual norm")
+    places: list[str] = Field(["final"], description="selections that are steered; the best is chosen too")
+    random_draws: int = Field(5, ge=1, description="norm-matched random directions, beside a shuffled-label probe's")
+    n_validation: int = Field(40, ge=4, description="tasks per label behind the choice of layers and dose")
+    n_curve: int = Field(
+        30, ge=4, description="test tasks per label at doses not chosen, and for the controls (harmful ones alone)"
+    )
+
+
+class Mechanism(_Strict):
+    """Attribution, patching and the search for the components that carry the refusal."""
+
+    n: int = Field(0, ge=0, description="tasks per label, 40 or more to say anything; 0 leaves the mechanism out")
+    judged: int = Field(24, ge=0, description="tasks per label whose first turn is generated under each patch")
+    budget: int = Field(200, ge=10, description="forward passes of the search for components")
+    refusals: list[str] = Field([], description="beginnings of refusals in the model's own words; empty: common ones")
+
+
+class StudyConfig(_Strict):
+    seed: int = 0
+    models: Models = Models()
+    organism: Organism = Organism()
+    tasks: Tasks = Tasks()
+    search: Search = Search()
+    steering: Steering = Steering()
+    mechanism: Mechanism = Mechanism()
+    max_turns: int = Field(5, ge=1)
+    max_new_tokens: int = Field(40, ge=1)
+    floor_updates: int = Field(20, ge=2, description="updates without behaviour change behind the noise floor")
+    prefix: str = Field("", description="analyse this prefix instead of searching for one")
+    system_prompt: str = Field("", description="safety system prompt of the arm agent+system; empty: the built-in one")
+
+
+def load_config(path: str | Path | None) -> StudyConfig:
+    """Read a YAML config; every error names the file and the field."""
+    if path is None:
+        return StudyConfig()
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    try:
+        config = StudyConfig.model_validate(raw or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        raise UserError(f"{path}: field '{field}': {first['msg']}; see docs/configuration.md") from error
+    if bool(config.models.base) != bool(config.models.agent):
+        raise UserError(f"{path}: field 'models': give both 'base' and 'agent', or neither for the organism")
+    if config.models.base and not (config.tasks.validation and config.tasks.test and config.tasks.probe_prompts):
+        raise UserError(
+            f"{path}: field 'tasks': your own models need 'validation', 'test' and 'probe_prompts' (JSONL or preset)"
+        )
+    return config
+
+
+def save_config(config: StudyConfig, path: Path) -> None:
+    atomic_write(path, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,157 @@
+"""What a study works with: two models, tasks in three sets that never mix, and what belongs to both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pingscope.experiments.agents.rollout import Episode
+from pingscope.experiments.run.folder import Run
+from pingscope.experiments.run.progress import bar, hide_weight_bars, say
+from pingscope.experiments.studies.behaviour import run_arm
+from pingscope.experiments.studies.config import StudyConfig
+from pingscope.experiments.tasks.presets import deduplicate
+from pingscope.experiments.tasks.records import LABELS, Record
+from pingscope.experiments.tasks.sources import environment_for, read_tasks, read_template
+from pingscope.interp.errors import UserError
+from pingscope.interp.generate.prompt_cache import PromptCache
+from pingscope.interp.loading import load_model
+from pingscope.interp.model.hooked import HookedModel
+from pingscope.steering.injection import SAFETY_SYSTEM, Arm
+
+if TYPE_CHECKING:
+    from pingscope.experiments.models.organism.train import Organism
+
+
+@dataclass
+class Bench:
+    """Everything that the stages of a study share."""
+
+    config: StudyConfig
+    run: Run
+    models: Mapping[str, HookedModel]
+    checkpoints: Sequence[tuple[int, Path | str]]
+    validation: list[Record]
+    test: list[Record]
+    chat: list[Record]
+    safety_system: str
+    organism: dict[str, Any] = field(default_factory=dict)  # the training's log; empty for other models
+    openings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # how the model's responses begin, where known
+
+    _prompts: dict[str, PromptCache] = field(default_factory=dict)
+
+    @property
+    def base(self) -> HookedModel:
+        return self.models["base"]
+
+    @property
+    def agent(self) -> HookedModel:
+        return self.models["agent"]
+
+    def identity(self, **more: Any) -> dict[str, Any]:
+        """Inputs that every measured number depends on, and ``more``."""
+        return {
+            "base model": self.base.fingerprint,
+            "agent model": self.agent.fingerprint,
+            "chat template": self.agent.template_hash,
+            "validation tasks": [asdict(record) for record in self.validation],
+            "test tasks": [asdict(record) for record in self.test],
+            "limits of generation": [self.config.max_turns, self.config.max_new_tokens],
+            "pingscope version": version("pingscope"),
+            "seed": self.config.seed,
+            **more,
+        }
+
+    def episodes(self, arm: Arm, records: Sequence[Record], model: HookedModel | None = None) -> list[Episode]:
+        """Run (or find in ``generations.jsonl``) every record under ``arm``; arms of one model share its prompts."""
+        shared = None if model else self._prompts.setdefault(arm.model, PromptCache(self.models[arm.model]))
+        with bar(arm.name, len(records)) as advance:
+            return run_arm(
+                model or self.models[arm.model],
+                records,
+                arm,
+                environment_for,
+                max_turns=self.config.max_turns,
+                max_new_tokens=self.config.max_new_tokens,
+                journal=self.run.folder / "generations.jsonl",
+                prompts=shared,
+                progress=advance,
+            )
+
+    def forget_prompts(self) -> None:
+        """Free what was kept of the prompts that arms share; the next arm reads them again."""
+        self._prompts.clear()
+
+
+def open_bench(config: StudyConfig, run: Run) -> Bench:
+    """Train or find the organism, or load the models and tasks that the config names."""
+    return _organism_bench(config, run) if not config.models.base else _own_bench(config, run)
+
+
+def build_with_progress(out: Path, seed: int, recipe: str = "default") -> Organism:
+    """Train the organism, or find it, behind a progress bar."""
+    from pingscope.experiments.models.organism.recipe import Recipe
+    from pingscope.experiments.models.organism.train import build_organism
+
+    hide_weight_bars()
+    with bar("organism", None) as advance:
+        seen: dict[str, int] = {}
+
+        def progress(stage: str, done: int, total: int, info: str) -> None:
+            advance(done - seen.get(stage, 0), info=info, title=stage, total=total)
+            seen[stage] = done
+
+        chosen = Recipe.tiny() if recipe == "tiny" else Recipe()
+        return build_organism(out, seed=seed, recipe=chosen, progress=progress)
+
+
+def _organism_bench(config: StudyConfig, run: Run) -> Bench:
+    from pingscope.experiments.models.organism import mixes, world
+
+    say("models: the model organism (trained once, then found again)")
+    organism = build_with_progress(run.folder / "models", config.seed, config.organism.recipe)
+    for attempt in organism.log["attempts"][:-1]:
+        say(f"models: the base with seed {attempt['seed']} was rejected, its stopping rule did not fire")
+    n = config.tasks
+    return Bench(
+        config,
+        run,
+        {"base": load_model(organism.base), "agent": load_model(organism.agent)},
+        organism.checkpoints,
+        world.tasks("validation", n=n.n_validation, seed=config.seed),
+        world.tasks("test", n=n.n_test, seed=config.seed),
+        world.chat_instructions("train", n.n_probe, config.seed),
+        config.system_prompt or world.SAFETY_SYSTEM[0],
+        organism.log,
+        mixes.OPENINGS,
+    )
+
+
+def _own_bench(config: StudyConfig, run: Run) -> Bench:
+    hide_weight_bars()
+    names, sets = config.models, config.tasks
+    template = read_template(Path(names.chat_template) if names.chat_template else None)
+    models = {
+        name: load_model(path, device=names.device, dtype=names.dtype, chat_template=template)
+        for name, path in (("base", names.base), ("agent", names.agent))
+    }
+    base, agent = models["base"], models["agent"]
+    if (base.n_layers, base.d_model) != (agent.n_layers, agent.d_model):
+        raise UserError(
+            f"models: base has {base.n_layers} layers x {base.d_model}, agent {agent.n_layers} x {agent.d_model}; "
+            "give two checkpoints of one architecture"
+        )
+    validation = read_tasks(sets.validation, sets.n_validation)
+    test = deduplicate(read_tasks(sets.test, sets.n_test), validation)
+    chat = deduplicate(read_tasks(sets.probe_prompts, sets.n_probe), [*validation, *test])
+    for name, records in (("validation", validation), ("test", test), ("probe_prompts", chat)):
+        for label in LABELS[:2]:
+            if not any(record.label == label for record in records):
+                raise UserError(f"tasks.{name}: no {label} record is left after removing duplicates; add some")
+    return Bench(
+        config, run, models, list(enumerate(names.checkpoints, 1)), validation, test, chat,
+        config.system_prompt or SAFETY_SYSTEM,
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""Where tasks and prompts come from, and in which environment each is carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pingscope.experiments.agents.rollout import AnyAction, Environment
+from pingscope.experiments.models.organism import world
+from pingscope.experiments.tasks.presets import load_tasks
+from pingscope.experiments.tasks.records import LABELS, Record
+from pingscope.interp.errors import UserError
+
+ORGANISM_SETS = (*world.SPLITS, "chat")
+
+
+def read_tasks(spec: str, limit: int = 0, seed: int = 0) -> list[Record]:
+    """Records from a JSONL file or a preset; ``organism:SPLIT`` and ``organism:chat`` are the synthetic world's.
+
+    Args:
+        limit: at most this many records per label, from the start of the file (0: all).
+    """
+    preset, _, rest = spec.partition(":")
+    if preset == "organism":
+        if rest not in ORGANISM_SETS:
+            raise UserError(f"{spec}: unknown set {rest!r}; use organism: and one of {', '.join(ORGANISM_SETS)}")
+        n = limit or 200
+        return world.chat_instructions("train", n, seed) if rest == "chat" else world.tasks(rest, n=n, seed=seed)
+    return take(load_tasks(spec), limit)
+
+
+def take(records: list[Record], limit: int) -> list[Record]:
+    """The first ``limit`` records of every label (0: all), labels in their fixed order."""
+    groups = ([record for record in records if record.label == label] for label in LABELS)
+    return [record for group in groups for record in (group[:limit] if limit else group)]
+
+
+def environment_for(record: Record) -> Environment:
+    """The rule-based environment a record names; without one, any valid action ends the task unjudged."""
+    return world.make_environment(record) if record.evaluator.get("site") else AnyAction(record)
+
+
+def read_template(path: Path | None) -> str | None:
+    """A chat template given as a file."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: chat template cannot be read; pass a text file") from error
