@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged, records
 
 from pingscope.experiments.cli import main as cli
 from pingscope.experiments.models.organism import world
@@ -22,6 +21,7 @@ from pingscope.interp.errors import UserError
 from pingscope.probes.logistic import LayerProbes
 from pingscope.steering.generators import openai_client
 from pingscope.steering.ping import Settings
+from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged, records
 from tests.scripted import scripted
 from tests.server import model_reply, serve
 
