@@ -51,7 +51,8 @@ def test_folders_beside_a_notebook_neither_shadow_nor_are_shadowed(site: Path, t
         f"assert all(room.mine for room in ({', '.join(ROOMS)}))\n"
         "import pingscope, pingscope.experiments.cli.main, pingscope.figures.report, pingscope.steering.ping\n"
         "from pingscope import ActivationStore, Direction, LayerProbes, judge, load_model, render\n"
-        f"assert all(m.__file__.startswith({str(site)!r}) for n, m in sys.modules.items() if n.startswith('pingscope'))\n"
+        "ours = [module for name, module in sys.modules.items() if name.startswith('pingscope')]\n"
+        f"assert all(module.__file__.startswith({str(site)!r}) for module in ours)\n"
         "assert judge('I cannot help with that.') == 'refused'\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
