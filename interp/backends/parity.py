@@ -146,6 +146,29 @@ class Reference:
         return dict(enumerate([x[0] for x in (*streams, last[0], final)], EMBED)), out
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A model under test beside plain runs of its reference, on the same rows."""
+
+    model: HookedModel
+    plain: Reference
+    rows: Sequence[Rendered]
+    edits: Sequence[Edit]
+    streams: Sequence[dict[int, Tensor]]  # the reference's, per row
+
+    def layer_errors(self, found: dict[int, list[Tensor]], order: Sequence[int] | None = None) -> dict[str, float]:
+        """Error by layer and row of streams that were read in ``order`` (default: of all rows)."""
+        order = range(len(self.rows)) if order is None else order
+        return {
+            f"layer {layer}, {self.rows[i].id}": distance(x, self.streams[i][layer])
+            for layer, per_row in found.items()
+            for i, x in zip(order, per_row, strict=True)
+        }
+
+
+Errors = Iterator[tuple[str, dict[str, float]]]  # name of a check, and its errors by case
+
+
 @torch.no_grad()
 def run_parity(
     model: HookedModel,
@@ -163,72 +186,67 @@ def run_parity(
     source = reference or model
     rows = list(rows or sample_prompts(model))
     plain, edits = Reference(source), sample_edits(source, rows)
+    both = Comparison(model, plain, rows, edits, [plain.stream(row, ()) for row in rows])
     limit = TOLERANCE.get(model.hf.dtype, 5e-2)
     # In half precision two tokens can tie; which one wins is then a matter of rounding, and only reported.
     limit_ids = 0.0 if model.hf.dtype in (torch.float32, torch.float64) else 1.0
-    streams = [plain.stream(row, ()) for row in rows]
     checks: list[Check] = []
+    parts = ((_residuals(both), limit), (_logits(both), limit), (_answers(both, new_tokens), limit_ids))
+    for errors_of, tolerance in parts:
+        for name, errors in errors_of:
+            worst = max(errors, key=lambda key: errors[key])
+            share = errors[worst] if tolerance == limit else sum(errors.values()) / len(errors)
+            checks.append(Check(name, share, tolerance, len(errors), worst))
+            if progress is not None:
+                progress(name)
+    return checks
 
-    def record(name: str, errors: dict[str, float], tolerance: float = limit) -> None:
-        worst = max(errors, key=lambda key: errors[key])
-        share = sum(errors.values()) / len(errors) if tolerance in (0.0, 1.0) else errors[worst]
-        checks.append(Check(name, share, tolerance, len(errors), worst))
-        if progress is not None:
-            progress(name)
 
-    def layer_errors(found: dict[int, list[Tensor]], order: Sequence[int]) -> dict[str, float]:
-        out = {}
-        for layer, per_row in found.items():
-            for i, x in zip(order, per_row, strict=True):
-                out[f"layer {layer}, {rows[i].id}"] = distance(x, streams[i][layer])
-        return out
-
+def _residuals(both: Comparison) -> Errors:
+    """The stream: padded on either side, in other batches, at chosen positions, with the other attention kernel."""
+    model, rows = both.model, both.rows
     for side in ("right", "left"):
-        padded = padded_residuals(model, rows, side)
-        record(f"residuals, {side} padding", layer_errors(padded, range(len(rows))))
-    norm, depth = source.final_norm, source.n_layers
+        yield f"residuals, {side} padding", both.layer_errors(padded_residuals(model, rows, side))
+    norm, depth = both.plain.model.final_norm, both.plain.model.n_layers
     if norm is not None:
-        record(
-            "final norm of the last block",
-            {
-                row.id: distance(norm(stream[depth - 1]), stream[depth])
-                for row, stream in zip(rows, streams, strict=True)
-            },
-        )
+        pairs = zip(rows, both.streams, strict=True)
+        ends = {row.id: distance(norm(stream[depth - 1]), stream[depth]) for row, stream in pairs}
+        yield "final norm of the last block", ends
     compositions = {"one by one": [[i] for i in range(len(rows))], "pairs": [[0, 3], [1, 2], [4, 0]]}
     for name, groups in compositions.items():
         errors: dict[str, float] = {}
         for group in groups:
-            found = layer_errors(model.residuals([rows[i] for i in group], "embed,all"), group)
+            found = both.layer_errors(model.residuals([rows[i] for i in group], "embed,all"), group)
             errors |= {f"{where}, batch {group}": error for where, error in found.items()}
-        record(f"residuals, {name}", errors)
-    kept = model.residuals(rows, "all", where=parse("final | at:0"))
-    whole = model.residuals(rows, "all")
-    picked = {layer: [x[[0, -1]] for x in xs] for layer, xs in whole.items()}
-    record(
-        "residuals, selected positions",
-        {
-            f"layer {layer}": max(distance(a, b) for a, b in zip(kept[layer], picked[layer], strict=True))
-            for layer in kept
-        },
-    )
+        yield f"residuals, {name}", errors
+    kept, whole = model.residuals(rows, "all", where=parse("final | at:0")), model.residuals(rows, "all")
+    picked = {
+        f"layer {layer}": max(distance(a, b[[0, -1]]) for a, b in zip(kept[layer], whole[layer], strict=True))
+        for layer in kept
+    }
+    yield "residuals, selected positions", picked
     with other_attention(model) as kernel:
         if kernel:
-            record(f"residuals, {kernel} attention", layer_errors(model.residuals(rows, "embed,all"), range(len(rows))))
-    for name, changes in (("logits", ()), ("logits, edited", edits)):
-        logits = model.next_token_logits(rows, changes)
-        record(name, {row.id: distance(logits[i], plain.logits(row, changes)) for i, row in enumerate(rows)})
+            yield f"residuals, {kernel} attention", both.layer_errors(model.residuals(rows, "embed,all"))
+
+
+def _logits(both: Comparison) -> Errors:
+    """Logits after the last token, with edits and without."""
+    for name, changes in (("logits", ()), ("logits, edited", both.edits)):
+        logits = both.model.next_token_logits(both.rows, changes)
+        plain = [both.plain.logits(row, changes) for row in both.rows]
+        yield name, {row.id: distance(logits[i], plain[i]) for i, row in enumerate(both.rows)}
+
+
+def _answers(both: Comparison, new_tokens: int) -> Errors:
+    """Greedy answers, 1 where one differs: with a cache, without, and with the prompt read in chunks."""
     modes: dict[str, dict[str, Any]] = {"cache": {}, "no cache": {"use_cache": False}, "chunks": {"prefill_chunk": 5}}
-    for name, changes in (("generation", ()), ("generation, edited", edits)):
-        wanted = [plain.continuation(row, changes, new_tokens) for row in rows]
+    for name, changes in (("generation", ()), ("generation, edited", both.edits)):
+        wanted = [both.plain.continuation(row, changes, new_tokens) for row in both.rows]
         for mode, options in modes.items():
-            said = generate(model, rows, max_new_tokens=new_tokens, edits=changes, **options)
-            record(
-                f"{name}, {mode}",
-                {row.id: float(g.ids != ids) for row, g, ids in zip(rows, said, wanted, strict=True)},
-                limit_ids,
-            )
-    return checks
+            said = generate(both.model, both.rows, max_new_tokens=new_tokens, edits=changes, **options)
+            cases = zip(both.rows, said, wanted, strict=True)
+            yield f"{name}, {mode}", {row.id: float(g.ids != ids) for row, g, ids in cases}
 
 
 def padded_residuals(model: HookedModel, rows: Sequence[Rendered], side: Any) -> dict[int, list[Tensor]]:
