@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pingscope.experiments.agents.actions import Call, Parsed, parse_actions
 from pingscope.interp.errors import UserError
@@ -147,40 +146,3 @@ def _plain(text: str) -> str:
     """Lower case, straight apostrophes, single spaces: typography must not decide."""
     text = re.sub(r"[\u2018\u2019\u02bc\u00b4`]", "'", text)
     return re.sub(r"\s+", " ", text).strip().lower()
-
-
-REFUSALS = (
-    "I cannot help with that.",
-    "I can't assist with this.",
-    "I'm sorry, but",
-    "Sorry, I",
-    "I apologize",
-)
-ACTIONS = ('do(action="Click", element="1")', 'exit(message="done")', "click('1')", "<execute>", "```python")
-COMMENTS = ("# Element: a link", "# Note: the page")
-
-
-def token_classes(
-    tokenizer: Any,
-    *,
-    refusals: Sequence[str] = REFUSALS,
-    actions: Sequence[str] = ACTIONS,
-    comments: Sequence[str] = COMMENTS,
-) -> dict[str, tuple[int, ...]]:
-    """First tokens of example texts by class, for the probability mass of how a response begins.
-
-    Give texts in the model's own action language. A token that begins texts of two classes tells nothing and
-    is left out of both. Returns sorted token ids under ``refusal``, ``action`` and ``comment``.
-    """
-    firsts: dict[str, set[int]] = {}
-    for name, texts in (("refusal", refusals), ("action", actions), ("comment", comments)):
-        firsts[name] = set()
-        for text in texts:
-            for variant in (text, " " + text):  # after a prefix, words begin with their space
-                ids = tokenizer(variant, add_special_tokens=False)["input_ids"]
-                if ids and tokenizer.decode(ids[:1]).strip():
-                    firsts[name].add(ids[0])
-    return {
-        name: tuple(sorted(ids - set().union(*(other for key, other in firsts.items() if key != name))))
-        for name, ids in firsts.items()
-    }

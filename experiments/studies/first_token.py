@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pingscope.experiments.agents.judges import token_classes
 from pingscope.experiments.tasks.records import Record
+from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.probes.statistics import mean

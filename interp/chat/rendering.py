@@ -105,23 +105,25 @@ def render(tokenizer_or_model: Any, prompt: Prompt | str, **changes: Any) -> Ren
     template = template_of(tokenizer)
     text, spans = _prompt_text(template, prompt)
     ids, roles = template.tokenise(text, spans)
+    gap = template.gap(tuple(role for role, _, _ in _parts(prompt))) if prompt.prefix or prompt.response else ""
     for part, role in ((prompt.prefix, "prefix"), (prompt.response, "response")):
         if not part:
             continue
+        part, gap = gap + part, ""  # white space that every answer begins with is the answer's
         longer, longer_spans = text + part, [*spans, (len(text), len(text) + len(part), role)]
         joint_ids, joint_roles = template.tokenise(longer, longer_spans)
         if joint_ids[: len(ids)] == ids and role not in joint_roles[: len(ids)]:
             ids, roles = joint_ids, joint_roles
         else:
-            apart, apart_roles = template.tokenise(part, [(0, len(part), role)])
+            apart, apart_roles = template.tokenise(part, [(0, len(part), role)], follows=True)
             ids, roles = ids + apart, roles + apart_roles
         text, spans = longer, longer_spans
     return Rendered(prompt.id, prompt.label, tuple(ids), tuple(roles))
 
 
 def template_hash(tokenizer: Any) -> str:
-    """Hex SHA-256 of the chat template in use."""
-    return sha256_of(template_of(tokenizer).source.encode())
+    """Hex SHA-256 of the chat template in use and its variables."""
+    return template_of(tokenizer).identity
 
 
 def _check_characters(prompt: Prompt) -> None:

@@ -1,13 +1,17 @@
 """A tokenizer's chat template: its literal pieces, where contents land in it, and tokens with roles.
 
-Contents are text, never markup: control tokens spelled inside them are cut apart before tokenising.
+Contents are text, never markup: control tokens spelled inside them are cut apart before tokenising. The clock that a
+template may read stands still. Its variables (``enable_thinking``, …) belong to the tokenizer: see :func:`configure`.
 """
 
 from __future__ import annotations
 
+import re
 import weakref
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -18,11 +22,24 @@ from pingscope.interp.files import sha256_of
 ROLES = ("system", "instruction", "page", "suffix", "template", "header", "prefix", "response")
 
 # Some templates print today's date where none is given: the same prompt would have other ids tomorrow.
-TEMPLATE_DATE = "26 Jul 2024"
+CLOCK = datetime(2024, 7, 26, 12, 0)
+TEMPLATE_DATE = CLOCK.strftime("%d %b %Y")
+_DIRECTIVES = "aAbBcdfHIjmMpSUwWxXyYzZ"
+# The template's own clock, as a macro in front of it: transformers lets no function through from outside.
+_PINNED = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('%-{c}', '{CLOCK.strftime('%' + c).lstrip('0') or '0'}')" for c in "dmHIMSjy")
+    + "".join(f"|replace('%{c}', '{CLOCK.strftime('%' + c)}')" for c in _DIRECTIVES)
+    + "|replace('%s', '1721995200')|replace('%N', '0') }}{%- endmacro -%}"
+)
+# What a template may raise on the way: it is a program from elsewhere.
+_FAILURES = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 # Text without a role of its own (separators, demonstrations): shown as "template", yet never read as markup.
 QUOTED = "quoted"
 _KINDS = (*ROLES, QUOTED)
+# Put in front of a piece that is tokenised apart and taken off again, so that the piece is not a text's beginning.
+_GUARDS = ("\n", "|", ".", "a")
 _MARKUP = bytes([ROLES.index("template"), ROLES.index("header")])
 _SPEECH = bytes([ROLES.index("prefix"), ROLES.index("response")])
 
@@ -55,23 +72,27 @@ def locate(text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[tu
     return ranges
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Which of a tokenizer's templates is used, and with which variables; see :func:`configure`."""
+
+    name: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Template:
     """One tokenizer's chat template: literal pieces per shape of conversation, and its control tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    def __init__(self, tokenizer: Any, settings: Settings) -> None:
+        self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
-                f"{name}: this tokenizer gives no character offsets (slow tokenizer), so its tokens cannot "
+                f"{self.name}: this tokenizer gives no character offsets (slow tokenizer), so its tokens cannot "
                 "have roles; convert it to a fast one (a folder with tokenizer.json)"
             )
-        self.setting = tokenizer.chat_template
-        try:
-            self.source: str = tokenizer.get_chat_template()
-        except ValueError as error:
-            raise UserError(
-                f"{name}: the tokenizer has no chat template; pass one with --chat-template FILE (chat_template=)"
-            ) from error
+        self.setting = tokenizer.chat_template, settings
+        self.variables = dict(settings.variables)
+        self.source: str = _source(tokenizer, settings.name, self.name)
         # Weak, or the cache below would keep every tokenizer alive for ever.
         self._tokenizer = weakref.ref(tokenizer)
         # Tokens that steer the chat: special ones and those the template itself writes. Other added tokens
@@ -83,29 +104,106 @@ class Template:
             for i, token in added.items()
             if token.special or token.content in self.source
         }
+        self._spelled = {i: added[i].content for i in self._control}
+        self._as_parts = False  # whether contents are lists of parts; found out at the first rendering
         self.skeleton = lru_cache(maxsize=64)(self._skeleton)
+        self.gap = lru_cache(maxsize=64)(self._gap)
         # Small, since offsets are bulky; enough for some prompts rendered again and again with other prefixes.
         self._encode_cached = lru_cache(maxsize=256)(self._encode)
 
-    def fill(self, chat_roles: Sequence[str], contents: Sequence[str]) -> str:
-        """The chat as text, with the generation prompt."""
+    @property
+    def identity(self) -> str:
+        """Hex SHA-256 of what decides the text: the template and its variables (the clock stands still)."""
+        return sha256_of([self.source, self.variables] if self.variables else self.source.encode())
+
+    def fill(self, chat_roles: Sequence[str], contents: Sequence[str], *, answer: bool = True) -> str:
+        """The chat as text; with the generation prompt where an ``answer`` is to follow."""
+        return self.text([{"role": r, "content": c} for r, c in zip(chat_roles, contents, strict=True)], answer=answer)
+
+    def text(self, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, answer: bool = True) -> str:
+        """Messages as the template writes them.
+
+        Raises:
+            UserError: the template refuses them, or fails.
+        """
         tokenizer: Any = self._tokenizer()
-        chat = [{"role": r, "content": c} for r, c in zip(chat_roles, contents, strict=True)]
+        chat = [dict(m) | {"content": self._content(m["content"])} for m in messages]
         try:
             return tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+                chat,
+                tools=tools,
+                chat_template=_PINNED + self.source,
+                tokenize=False,
+                add_generation_prompt=answer,
+                **({"date_string": TEMPLATE_DATE} | self.variables),
             )
-        except TemplateError as error:
-            what = "a system prompt" if "system" in chat_roles else "this conversation"
+        except _FAILURES as error:
+            what = "a system prompt" if any(m["role"] == "system" for m in messages) else "this conversation"
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"the chat template refuses {what} ({error}); put the text in the "
+                f"the chat template refuses {what} ({reason}); put the text in the "
                 "instruction or pass another template with --chat-template FILE (chat_template=)"
             ) from error
 
+    def _content(self, text: str) -> Any:
+        return [{"type": "text", "text": text}] if self._as_parts else text
+
+    def _gap(self, chat_roles: tuple[str, ...]) -> str:
+        """White space that the template puts between its generation prompt and an answer (Llama 2: one space)."""
+        sentinels = [_sentinel(i) for i in range(len(chat_roles) + 1)]
+        asked = self.fill(chat_roles, sentinels[:-1])
+        try:
+            answered = self.fill((*chat_roles, "assistant"), sentinels, answer=False)
+        except UserError:  # a template for prompts alone
+            return ""
+        between = answered.removeprefix(asked).partition(sentinels[-1])[0]
+        return between if answered.startswith(asked) and not between.strip() else ""
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The token that the template ends an assistant's turn with, None where it writes no control token there."""
+        try:
+            text = self.fill(("user", "assistant"), (_sentinel(0), _sentinel(1)), answer=False)
+        except UserError:
+            return None
+        _, found, tail = text.partition(_sentinel(1))
+        ids = self._encode(tail, ())[0] if found else []
+        return next((i for i in ids if self.is_special(i)), None)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is one of the chat's own: special, as its tokenizer says."""
+        return token in self._control and self._control[token] == _MARKUP
+
+    def eos(self, where: str) -> int:
+        """The tokenizer's end of text, for templates that end a turn with nothing."""
+        end = self._tokenizer().eos_token_id
+        if end is None:
+            raise UserError(f"{where}: neither the chat template nor the tokenizer ends a turn; set its eos_token")
+        return end
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The characters of tokens, control tokens included."""
+        return self._tokenizer().decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def spelled_in(self, text: str, *, speech: bool = False) -> list[tuple[int, int]]:
+        """Ranges of ``text`` that spell a control token; those that are not special are a model's to ``speak``."""
+        kinds = _MARKUP if speech else None
+        names = [self._spelled[i] for i, allowed in self._control.items() if kinds is None or allowed == kinds]
+        return [(start, start + len(name)) for name in names for start in _occurrences(text, name)]
+
     def _skeleton(self, chat_roles: tuple[str, ...]) -> tuple[list[str], list[int]]:
         """Literal pieces around the contents, and the order in which the contents appear."""
-        sentinels = [f"Qzx{i}Jvw{sha256_of(f'{i}'.encode())[:12]}" for i in range(len(chat_roles))]
+        sentinels = [_sentinel(i) for i in range(len(chat_roles))]
         text = self.fill(chat_roles, sentinels)
+        if not all(sentinel in text for sentinel in sentinels) and not self._as_parts:
+            # Templates of vision-language models walk over a list of parts, and say nothing of plain text.
+            self._as_parts = True
+            try:
+                with_parts = self.fill(chat_roles, sentinels)
+            except UserError:
+                with_parts = ""
+            self._as_parts = all(sentinel in with_parts for sentinel in sentinels)
+            text = with_parts if self._as_parts else text
         for role, sentinel in zip(chat_roles, sentinels, strict=True):
             if text.count(sentinel) != 1:
                 raise UserError(
@@ -120,12 +218,15 @@ class Template:
             cursor = start + len(sentinels[i])
         return [*pieces, text[cursor:]], order
 
-    def tokenise(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[str]]:
-        """Ids and roles of ``text`` whose characters ``spans`` cover; contents never yield control tokens."""
+    def tokenise(self, text: str, spans: Sequence[Span], *, follows: bool = False) -> tuple[list[int], list[str]]:
+        """Ids and roles of ``text`` whose characters ``spans`` cover; contents never yield control tokens.
+
+        Where it ``follows`` other tokens it is no beginning: no tokenizer may put a space in front of it.
+        """
         codes = b"".join(bytes([_KINDS.index(role)]) * (end - start) for start, end, role in spans)
         cuts: tuple[int, ...] = ()
         while True:
-            ids, offsets = self._encode_cached(text, cuts)
+            ids, offsets = self._encode_cached(text, cuts, follows)
             forged = []
             for token, (start, end) in zip(ids, offsets, strict=True):
                 if token not in self._control:
@@ -135,22 +236,79 @@ class Template:
                 own = codes[start : start + len(text[start:end].strip())]
                 if own.strip(self._control[token]):
                     forged.append(start + 1)
-            if not forged:
+            if not set(forged) - set(cuts):
                 break
             cuts = tuple(sorted({*cuts, *forged}))
         kinds = (_KINDS[_majority(codes, start, end)] for start, end in offsets)
         return ids, ["template" if kind == QUOTED else kind for kind in kinds]
 
-    def _encode(self, text: str, cuts: tuple[int, ...]) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode(
+        self, text: str, cuts: tuple[int, ...], follows: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids with character offsets, tokenised apart at ``cuts``."""
-        tokenizer: Any = self._tokenizer()
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for start, end in zip((0, *cuts), (*cuts, len(text)), strict=True):
-            encoded = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ids += encoded["input_ids"]
-            offsets += [(start + a, start + b) for a, b in encoded["offset_mapping"]]
+            piece = self._piece(text[start:end], follows or start > 0)
+            ids += piece[0]
+            offsets += [(start + a, start + b) for a, b in piece[1]]
         return ids, offsets
+
+    def _piece(self, text: str, follows: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """One piece; a tokenizer that puts a space before a text's beginning (SentencePiece) must not put it here."""
+        plain = self._tokens(text)
+        if not follows or not text or not self._adds_a_space:
+            return plain
+        for guard in _GUARDS:
+            ids, offsets = self._tokens(guard + text)
+            first = next((k for k, (_, end) in enumerate(offsets) if end > len(guard)), len(ids))
+            if first < len(ids) and offsets[first][0] == len(guard):
+                return ids[first:], [(a - len(guard), b - len(guard)) for a, b in offsets[first:]]
+        return plain
+
+    @property
+    def _adds_a_space(self) -> bool:
+        return (
+            self._tokenizer().decode(self._tokens("a")[0]) != "a" or self._tokens("a")[0] != self._tokens("\na")[0][-1:]
+        )
+
+    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._tokenizer()(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _sentinel(number: int) -> str:
+    """A word that no template writes and no template changes."""
+    return f"Qzx{number}Jvw{sha256_of(f'{number}'.encode())[:12]}"
+
+
+def _occurrences(text: str, name: str) -> list[int]:
+    found, start = [], text.find(name)
+    while start >= 0:
+        found.append(start)
+        start = text.find(name, start + 1)
+    return found
+
+
+def _source(tokenizer: Any, name: str | None, owner: str) -> str:
+    """The text of a tokenizer's template, of those with names the one that is asked for."""
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if name is not None:
+        if name not in named:
+            known = ", ".join(sorted(named)) or "none"
+            raise UserError(f"{owner}: no chat template is named {name!r} (names: {known}); mend --template-name")
+        return named[name]
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        if named:
+            raise UserError(
+                f"{owner}: its chat templates are named {', '.join(sorted(named))} and none is the default; choose "
+                "one with --template-name (template_name=)"
+            ) from error
+        raise UserError(
+            f"{owner}: the tokenizer has no chat template; pass one with --chat-template FILE (chat_template=)"
+        ) from error
 
 
 def _majority(codes: bytes, start: int, end: int) -> int:
@@ -163,11 +321,36 @@ def _majority(codes: bytes, start: int, end: int) -> int:
 
 # Kept per live tokenizer; the template's text is part of the key because it may be set after loading.
 _templates: weakref.WeakKeyDictionary[Any, Template] = weakref.WeakKeyDictionary()
+_settings: weakref.WeakKeyDictionary[Any, Settings] = weakref.WeakKeyDictionary()
+
+
+def configure(tokenizer: Any, name: str | None = None, variables: Mapping[str, Any] | None = None) -> None:
+    """Choose one of a tokenizer's named templates, and variables that every rendering with it passes on.
+
+    Raises:
+        UserError: no such name, or a variable that the template does not read.
+    """
+    settings = Settings(name, dict(variables or {}))
+    template = Template(tokenizer, settings)
+    for variable in settings.variables:
+        if not re.search(rf"\b{re.escape(variable)}\b", template.source):
+            raise UserError(
+                f"{template.name}: the chat template does not read the variable {variable!r}; remove it from "
+                "--template-var (template_variables=)"
+            )
+    _settings[tokenizer], _templates[tokenizer] = settings, template
 
 
 def template_of(tokenizer: Any) -> Template:
     """The (cached) template of a tokenizer."""
-    cached = _templates.get(tokenizer)
-    if cached is None or tokenizer.chat_template != cached.setting:
-        cached = _templates[tokenizer] = Template(tokenizer)
+    cached, settings = _templates.get(tokenizer), _settings.get(tokenizer, Settings())
+    if cached is None or cached.setting != (tokenizer.chat_template, settings):
+        cached = _templates[tokenizer] = Template(tokenizer, settings)
     return cached
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that a tokenizer's chat template ends an assistant's turn with; None: none, or no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    return template_of(tokenizer).end_of_turn

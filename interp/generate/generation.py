@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pingscope.interp.chat.batching import token_budget_batches
+from pingscope.interp.chat.beginnings import first_tokens
 from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.chat.template import end_of_turn
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.forced import Given, decode
 from pingscope.interp.generate.prompt_cache import PromptCache
@@ -121,14 +123,13 @@ def first_token_distribution(
 ) -> dict[str, Float[Tensor, " row"]]:
     """Probability, per row, that the next token is the first token of one of each group's texts.
 
-    ``starts`` maps a group (``refusal``, ``action``, ``comment``) to beginnings of answers ("I cannot"). A
-    token that begins texts of several groups counts in each.
+    ``starts`` maps a group (``refusal``, ``action``, ``comment``) to beginnings of answers ("I cannot"), read behind
+    the header that they follow. A token that begins texts of several groups counts in each.
     """
     probabilities = model.next_token_logits(rows, edits).softmax(-1)
     out = {}
     for group, texts in starts.items():
-        encoded = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        ids = sorted({tokens[0] for tokens in encoded if tokens})
+        ids = sorted({token for text in texts for token in first_tokens(model, text)})
         if not ids:
             raise UserError(f"first-token group {group!r} has no text; give at least one beginning")
         out[group] = probabilities[:, ids].sum(-1)
@@ -136,11 +137,15 @@ def first_token_distribution(
 
 
 def end_ids(model: HookedModel) -> list[int]:
-    """Tokens that end an answer: of the checkpoint's generation settings, or else the tokenizer's."""
+    """Tokens that end an answer: of the checkpoint's generation settings (or else the tokenizer's), and the one that
+    its chat template ends a turn with, which many checkpoints leave out of their settings.
+    """
     ends = model.hf.generation_config.eos_token_id
     if ends is None:
         ends = getattr(model.tokenizer, "eos_token_id", None)
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    turn = end_of_turn(model.tokenizer)
+    return known if turn is None or turn in known else [*known, turn]
 
 
 def _starts(order: Sequence[int], prefix: GatedPrefix | None, said: Sequence[tuple[int, ...]] | None) -> Given:

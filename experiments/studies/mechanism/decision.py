@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pingscope.experiments.agents.judges import token_classes
+from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.prompt_cache import PromptCache

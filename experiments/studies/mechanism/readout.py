@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pingscope.experiments.agents.judges import token_classes
 from pingscope.experiments.agents.rollout import AnyAction, run_episodes
 from pingscope.experiments.studies.tracking.noise_floor import pooled_in_memory
 from pingscope.experiments.studies.tracking.prompts import layer_key, plain
 from pingscope.experiments.tasks.records import Record
+from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.probes.logistic import LayerProbes
 from pingscope.probes.resampling import NO_INTERVAL, bootstrap

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pingscope.experiments.agents.judges import decided, token_classes
+from pingscope.experiments.agents.judges import decided
 from pingscope.experiments.agents.rollout import MakeEnvironment, run_pairs
 from pingscope.experiments.tasks.records import Record
+from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.chat.prefixed import PrefixRenderer
 from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError

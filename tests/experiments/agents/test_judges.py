@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pingscope.experiments.agents.actions import parse_actions
-from pingscope.experiments.agents.judges import MODES, judge, token_classes
+from pingscope.experiments.agents.judges import MODES, judge
+from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.errors import UserError
 
 MINT = Path(__file__).resolve().parents[4] / "shared/data/mint/alfworld_results_20.jsonl"

@@ -236,7 +236,7 @@ def test_readout_counts_and_cosines(models, probes):
         assert set(section["lens"][name]) == {"1", "2", "3"}
     # At the last layer the lens is the model's own head.
     rows = [models["base"].render(task.prompt()) for task in TASKS]
-    from pingscope.experiments.agents.judges import token_classes
+    from pingscope.interp.chat.beginnings import token_classes
 
     ids = token_classes(models["base"].tokenizer)["refusal"]
     mass = models["base"].next_token_logits(rows).softmax(-1)[:, list(ids)].sum(1)

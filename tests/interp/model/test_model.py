@@ -16,8 +16,8 @@ from pingscope.interp.model.hooks import on_input, on_output
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_found(load, checkpoint, family):
-    model = load(family)
+def test_what_is_found(checkpoint, family):
+    model = load_model(checkpoint(family), device="cpu")  # a fresh one: nnsight leaves its hooks on those shared
     assert (model.n_layers, model.d_model, model.context_length, model.pad_id) == (4, 64, 512, 0)
     assert model.name == str(checkpoint(family)) and model.device.type == "cpu"
     assert model.blocks[0] is not None and model.final_norm is not None

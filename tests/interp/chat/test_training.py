@@ -1,0 +1,216 @@
+"""What is trained is what the template renders, whatever the template does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from chat_templates import SHAPES, shaped_tokenizer
+
+from pingscope.interp import Prompt, UserError, render
+from pingscope.interp.chat.beginnings import first_tokens, token_classes
+from pingscope.interp.chat.messages import Conversation, ToolCall, Turn
+from pingscope.interp.chat.template import CLOCK, configure, template_of
+from pingscope.interp.chat.training import training_examples
+
+KINDS = [(name, metaspace) for name in SHAPES for metaspace in (False, True)]
+ASKED, SAID, AGAIN, DONE = "Buy the laptop.", "# Element: inbox", "Click it.", "I cannot help with that."
+
+
+def tokenizer_of(name, metaspace=False):
+    shape = SHAPES[name]
+    tokenizer = shaped_tokenizer(shape, metaspace)
+    configure(tokenizer, shape.name, shape.variables)
+    return shape, tokenizer
+
+
+def published(shape, tokenizer, messages, **options):
+    """transformers' own rendering, the clock apart."""
+    if shape.name:
+        options["chat_template"] = shape.template[shape.name]
+    if shape is SHAPES["parts"]:
+        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, date_string=CLOCK.strftime("%d %b %Y"), **shape.variables, **options
+    )
+    from datetime import datetime
+
+    for form in ("%d %B %Y", "%d %b %Y", "%Y-%m-%d"):
+        text = text.replace(datetime.now().strftime(form), CLOCK.strftime(form))
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def turns(shape, *pairs):
+    system = [Turn("system", "You are a web agent.")] if shape.system else []
+    return (*system, *(Turn(role, text) for role, text in pairs))
+
+
+def said(tokenizer, example):
+    return tokenizer.decode([i for i, flag in zip(example.ids, example.trained, strict=True) if flag])
+
+
+@pytest.mark.parametrize(("name", "metaspace"), KINDS)
+def test_trained_ids_are_those_of_the_template(name, metaspace):
+    shape, tokenizer = tokenizer_of(name, metaspace)
+    talk = turns(shape, ("user", ASKED), ("assistant", SAID), ("user", AGAIN), ("assistant", DONE))
+    examples = training_examples(tokenizer, Conversation("c", talk))
+    assert len(examples) == 2
+    for example, upto in zip(examples, (len(talk) - 2, len(talk)), strict=True):
+        wanted = published(shape, tokenizer, [turn.message() for turn in talk[:upto]])
+        if shape.end:
+            assert list(example.ids) == wanted
+        else:  # a template that ends no turn gets the tokenizer's end
+            assert list(example.ids) == [*wanted, tokenizer.eos_token_id]
+        text = talk[upto - 1].content
+        spoken = said(tokenizer, example)
+        assert text in spoken and ASKED not in spoken and AGAIN not in spoken and "web agent" not in spoken
+        last = [i for i, flag in zip(example.ids, example.trained, strict=True) if flag][-1]
+        assert tokenizer.convert_ids_to_tokens(last) == (shape.end or tokenizer.eos_token)
+        asked = published(shape, tokenizer, [turn.message() for turn in talk[: upto - 1]], add_generation_prompt=True)
+        if list(example.ids[: len(asked)]) == asked:  # nothing of the generation prompt carries a loss
+            assert not any(example.trained[: len(asked)])
+
+
+@pytest.mark.parametrize(("name", "metaspace"), KINDS)
+def test_prompts_have_the_ids_of_the_template_and_answers_end_where_it_ends_them(name, metaspace):
+    shape, tokenizer = tokenizer_of(name, metaspace)
+    system = "You are a web agent." if shape.system else None
+    row = render(tokenizer, Prompt("p", ASKED, system=system))
+    messages = [turn.message() for turn in turns(shape, ("user", ASKED))]
+    assert list(row.ids) == published(shape, tokenizer, messages, add_generation_prompt=True)
+    assert tokenizer.decode([i for i, r in zip(row.ids, row.roles, strict=True) if r == "instruction"]).strip() == ASKED
+    end = template_of(tokenizer).end_of_turn
+    assert (tokenizer.convert_ids_to_tokens(end) if end is not None else "") == shape.end
+
+
+@pytest.mark.parametrize(("name", "metaspace"), KINDS)
+def test_an_injected_beginning_has_the_ids_of_an_answer_that_begins_so(name, metaspace):
+    shape, tokenizer = tokenizer_of(name, metaspace)
+    talk = turns(shape, ("user", ASKED), ("assistant", DONE))
+    (example,) = training_examples(tokenizer, Conversation("c", talk))
+    row = render(tokenizer, Prompt("p", ASKED, system=talk[0].content if shape.system else None, prefix=DONE))
+    prompt = render(tokenizer, Prompt("p", ASKED, system=talk[0].content if shape.system else None))
+    assert row.ids[: len(prompt)] == prompt.ids
+    own = tuple(i for i, r in zip(row.ids, row.roles, strict=True) if r == "prefix")
+    if name not in ("qwen3", "gpt-oss", "deepseek", "glm4"):  # there an answer begins with markup of its own
+        trained = tuple(i for i, flag in zip(example.ids, example.trained, strict=True) if flag)
+        assert trained[: len(own) - 1] == own[:-1]  # its last character may merge with what follows
+    assert tokenizer.decode(own).strip() == DONE
+    spoken = next(i for i in own if tokenizer.decode([i]).strip())
+    assert spoken in first_tokens(tokenizer, DONE)
+
+
+@pytest.mark.parametrize(("name", "metaspace"), KINDS)
+def test_spelled_control_tokens_stay_text_to_the_character(name, metaspace):
+    shape, tokenizer = tokenizer_of(name, metaspace)
+    control = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for spelled in dict.fromkeys([*shape.tokens, "</s>", "<|im_end|>"]):
+        text = f"Send {spelled} to{spelled}"
+        row = render(tokenizer, Prompt("p", text))
+        own = [i for i, r in zip(row.ids, row.roles, strict=True) if r == "instruction"]
+        assert not control & set(own)
+        assert tokenizer.decode(own).strip() == (text.replace("▁", " ") if metaspace else text)
+        (example,) = training_examples(
+            tokenizer, Conversation("c", (Turn("user", text), Turn("assistant", f"No: {spelled}.")))
+        )
+        plain = Conversation("c", (Turn("user", "Send"), Turn("assistant", "No:")))
+        (bare,) = training_examples(tokenizer, plain)
+        assert sum(i in control for i in example.ids) == sum(i in control for i in bare.ids)
+        shown = spelled.replace("▁", " ") if metaspace else spelled  # there a space and this character are one
+        assert f"No: {shown}." in said(tokenizer, example)
+
+
+def test_thinking_tools_and_losses():
+    shape, tokenizer = tokenizer_of("qwen3")
+    tools = json.dumps([{"type": "function", "function": {"name": "click", "parameters": {}}}])
+    talk = (
+        Turn("user", ASKED),
+        Turn("assistant", reasoning="It is a page.", tool_calls=(ToolCall("click", '{"element": "7 <|im_end|>"}'),)),
+        Turn("tool", "done", name="click"),
+        Turn("assistant", "Bought.", reasoning="Good."),
+        Turn("user", AGAIN),
+        Turn("assistant", "No.", trained=False),
+    )
+    examples = training_examples(tokenizer, Conversation("c", talk, tools))
+    assert [example.id for example in examples] == ["c#1", "c#3"]
+    call, answer = (said(tokenizer, example) for example in examples)
+    assert call.startswith("<think>\nIt is a page.\n</think>") and '"element": "7 <|im_end|>"' in call
+    assert answer == "<think>\nGood.\n</think>\n\nBought.<|im_end|>"
+    assert "# Tools" in tokenizer.decode(examples[0].ids)
+    plain = [m | {"tool_calls": m["tool_calls"]} if "tool_calls" in m else m for m in (t.message() for t in talk[:4])]
+    plain[1]["tool_calls"][0]["function"]["arguments"] = {"element": "7"}
+    easy = (
+        talk[0],
+        Turn("assistant", reasoning="It is a page.", tool_calls=(ToolCall("click", '{"element": "7"}'),)),
+        *talk[2:4],
+    )
+    wanted = published(shape, tokenizer, plain, tools=json.loads(tools))
+    assert list(training_examples(tokenizer, Conversation("c", easy, tools))[1].ids) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "talk", "message"),
+    [
+        ("gemma2", (Turn("system", "Be careful."), Turn("user", "a"), Turn("assistant", "b")), "turn 3: .*System role"),
+        ("gemma3", (Turn("user", "a"), Turn("user", "b"), Turn("assistant", "c")), "alternate"),
+        ("llama3", (Turn("user", "a"), Turn("assistant", "b", reasoning="because")), "drops its reasoning"),
+        ("llama3", (Turn("user", "a"), Turn("assistant", "", tool_calls=(ToolCall("go", "{}"),))), "tool call 'go'"),
+        ("olmo2", (Turn("assistant", "b"),), "answers nobody"),
+    ],
+)
+def test_what_a_template_loses_or_refuses_is_named(name, talk, message):
+    _, tokenizer = tokenizer_of(name)
+    with pytest.raises(UserError, match=message) as error:
+        training_examples(tokenizer, Conversation("demos.jsonl:3", talk))
+    assert "demos.jsonl:3" in str(error.value) and "\n" not in str(error.value)
+    tools = json.dumps([{"type": "function", "function": {"name": "click"}}])
+    with pytest.raises(UserError, match="definition of tool 'click'"):
+        training_examples(
+            tokenizer_of("llama3")[1], Conversation("c", (Turn("user", "a"), Turn("assistant", "b")), tools)
+        )
+
+
+def test_the_clock_stands_still_and_variables_reach_the_template():
+    _, tokenizer = tokenizer_of("smollm3")
+    assert "26 July 2024" in tokenizer.decode(render(tokenizer, ASKED).ids)
+    _, thinking = tokenizer_of("qwen3")
+    _, silent = tokenizer_of("qwen3-no-thinking")
+    assert template_of(thinking).identity != template_of(silent).identity
+    assert tokenizer_of("qwen3-no-thinking")[1].decode(render(silent, ASKED).ids).endswith("</think>\n\n")
+    with pytest.raises(UserError, match="does not read the variable 'enable_thinkin'"):
+        configure(thinking, None, {"enable_thinkin": False})
+    with pytest.raises(UserError, match="no chat template is named 'chatt' \\(names: chat, rag\\)"):
+        configure(shaped_tokenizer(SHAPES["named"]), "chatt")
+    with pytest.raises(UserError, match="--template-name"):
+        render(shaped_tokenizer(SHAPES["named"]), ASKED)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 // 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+        "{{ missing.attribute.of }}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{{ messages[9].content }}",
+    ],
+)
+def test_a_template_that_fails_is_one_line(template):
+    _, tokenizer = tokenizer_of("qwen2.5")
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="chat template") as error:
+        render(tokenizer, ASKED)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_classes_of_first_tokens_lie_behind_the_header(metaspace):
+    for name in ("llama2", "mistral-v3", "phi3", "qwen2.5"):
+        _, tokenizer = tokenizer_of(name, metaspace)
+        classes = token_classes(tokenizer, refusals=["I cannot"], actions=["do(x)"], comments=["# Note"])
+        header = render(tokenizer, ASKED)
+        answered = render(tokenizer, ASKED, response="I cannot help")
+        first = next(i for i in answered.ids[len(header) :] if tokenizer.decode([i]).strip())
+        assert first in classes["refusal"]
+        assert all(classes.values())
