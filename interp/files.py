@@ -56,11 +56,84 @@ def read_json(path: str | Path) -> Any:
     """Read JSON; a missing or malformed file is a :class:`UserError` that names the file."""
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it or restore it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); delete it or restore it") from error
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """A JSON value. What other readers of JSON would take differently is refused.
+
+    Raises:
+        UserError: not JSON, two fields of one name, ``NaN``, half of a surrogate pair, a number of thousands of
+            digits, nesting beyond what can be followed; names ``where`` and the line.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_fields, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        line = f" in line {error.lineno}" if error.lineno > 1 else ""
+        raise UserError(f"{where}: not valid JSON ({error.msg}{line}); mend or delete it") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: holds half of a surrogate pair (a cut emoji, \\ud83d); mend that text") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply to be read; flatten it") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())[:120]}; mend that field") from error
+    return value
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field '{next(name for name in names if names.count(name) > 1)}' comes twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON: write null, or a number")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; an empty file is an empty one.
+
+    Raises:
+        UserError: no such file, not YAML, a field that comes twice, nesting that cannot be followed, another type.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+    class Loader(yaml.SafeLoader):
+        """Refuses what a YAML parser would silently overwrite."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"field {twice!r} comes twice", node.start_mark)
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        value = yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not valid YAML ({reason})") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {type(value).__name__}, not fields; write lines such as 'seed: 0'")
+    return value
 
 
 def append_jsonl(path: str | Path, *rows: dict[str, Any]) -> None:
@@ -90,11 +163,15 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
         if len(whole) < len(raw):
             os.truncate(path, len(whole))
     rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        where = f"{path}:{number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); delete that line") from error
+            row = parse_json(line.decode(), where)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 text; delete that line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: expected an object, found {type(row).__name__}; delete that line")
+        rows.append(row)
     return rows
 
 

@@ -95,7 +95,7 @@ def finetune(
         max_length=max_length,
         seed=seed,
     )
-    record = run(base, str(data), out, settings, chat_template=read_template(chat_template))
+    record = run(base, str(data), out, settings, options={"chat_template": read_template(chat_template)})
     losses = record["loss"]
     trend = f", loss {losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
     typer.echo(f"model: {out} ({record['examples']} examples{trend})")

@@ -12,6 +12,7 @@ import typer
 from pingscope.experiments.cli.shared import Episodes, check_width, open_model, write_results
 from pingscope.experiments.cli.tables import print_table, signed
 from pingscope.experiments.run.folder import Run
+from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars, say
 from pingscope.experiments.studies.search.held_out import held_out_study
 from pingscope.experiments.studies.search.prefix_search import search_prefix, search_section
@@ -123,7 +124,7 @@ def make_generator(
         model = load_model(name)
         if not model.tokenizer.chat_template:
             raise UserError(f"--generator {spec}: its tokenizer has no chat template; choose a chat model")
-        ask, source = local_ask(model), [model.fingerprint, model.template_hash]
+        ask, source = local_ask(model), [model_identity(model)]
     elif kind == "openai" and name:
         ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
     else:

@@ -1,193 +1,268 @@
 """Agentic supervised fine-tuning: `pingscope finetune --base MODEL --data demos.jsonl --out DIR`.
 
-Demonstrations are conversations. Every assistant turn is one example: the loss is on that turn alone, and the tokens
-are those of :func:`pingscope.interp.chat.rendering.render`, so that training and evaluation read the same ids.
-Defaults are the paper's (learning rate 1e-5, cosine schedule, warm-up 0.1, one epoch).
+Demonstrations are conversations. Every trained assistant turn is one example: the loss is on that turn alone, and the
+tokens are those of the base's chat template (:mod:`pingscope.interp.chat.training`), so that the tuned model reads what
+it was trained on and stops where the base stops. Other defaults are the paper's (learning rate 1e-5, cosine schedule,
+warm-up 0.1, one epoch).
 """
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pingscope.interp.chat.rendering import Prompt, render
+from pingscope.experiments.run.identity import code_version, model_identity
+from pingscope.experiments.run.paths import check_output
+from pingscope.experiments.run.progress import say
+from pingscope.experiments.tasks.conversations import read_conversations
+from pingscope.experiments.tasks.rows import Skipped
+from pingscope.interp.chat.messages import Conversation
+from pingscope.interp.chat.training import TrainingExample, training_examples
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json, sha256_of, write_json
 from pingscope.interp.loading import load_model
 from pingscope.interp.model.hooked import HookedModel
 
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+TooLong = Literal["error", "skip", "cut"]
+RECORD = "finetune.json"
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    lora_rank: int = 16  # 0: full fine-tuning
+    """How a model is tuned.
+
+    Attributes:
+        lora_rank: 0 for full fine-tuning.
+        max_length: tokens of the longest example; never more than the model's context.
+        too_long: what becomes of a longer one: an error, left out, or cut at the end; the latter two are counted.
+
+    Raises:
+        UserError: a value outside its range; names the option.
+    """
+
+    lora_rank: int = 16
     learning_rate: float = 1e-5
     epochs: float = 1.0
     batch_size: int = 128
     micro_batch_size: int = 4
     warmup_ratio: float = 0.1
     max_length: int = 16384
+    too_long: TooLong = "error"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        ranges = {
+            "lora_rank": self.lora_rank >= 0,
+            "learning_rate": 0 < self.learning_rate <= 1,
+            "epochs": 0 < self.epochs <= 10_000,
+            "batch_size": self.batch_size >= 1,
+            "micro_batch_size": self.micro_batch_size >= 1,
+            "warmup_ratio": 0 <= self.warmup_ratio <= 1,
+            "max_length": self.max_length >= 2,
+        }
+        for name, holds in ranges.items():
+            if not holds:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: outside its range; see --help")
 
-def read_demonstrations(path: str | Path) -> list[Prompt]:
-    """Read conversations, one JSON object a line, as one :class:`Prompt` with a ``response`` per assistant turn.
+    @property
+    def micro(self) -> int:
+        """Examples of one forward pass."""
+        return min(self.micro_batch_size, self.batch_size)
 
-    Takes ``messages`` or ``conversations`` with ``role``/``content`` or ShareGPT's ``from``/``value``.
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples to train on, and how many were left out or cut because they were too long."""
+
+    examples: Sequence[TrainingExample]
+    left_out: int = 0
+    cut: int = 0
+
+
+def encode(model: HookedModel, conversations: Sequence[Conversation], config: FinetuneConfig) -> Encoded:
+    """Every trained turn of every conversation, within the cutoff and the model's context.
+
+    Raises:
+        UserError: an example that is too long, where the config does not say what to do with it; nothing is left.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable JSONL file of demonstrations") from error
-    prompts: list[Prompt] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            prompts.extend(_examples(line, f"{path}:{number}"))
-    if not prompts:
-        raise UserError(f"{path}: holds no assistant turn; write one conversation a line")
-    return prompts
-
-
-def _examples(line: str, where: str) -> list[Prompt]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg}); write one conversation a line") from error
-    turns = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
-    if not isinstance(turns, list):
-        raise UserError(f"{where}: field 'messages' (or 'conversations') is missing or not a list")
-    system: str | None = None
-    asked: str | None = None
-    history: list[tuple[str, str]] = []
-    examples = []
-    for turn in turns:
-        role = _SPEAKERS.get(str(turn.get("role", turn.get("from")))) if isinstance(turn, dict) else None
-        text = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(text, str):
-            raise UserError(f"{where}: a turn needs a role (system, user, assistant) and a text content")
-        if role == "system":
-            system = text
-        elif role == "user":
-            asked = text
-        else:
-            if asked is None:
-                raise UserError(f"{where}: an assistant turn comes before any user turn")
-            name = f"{row.get('id', where)}#{len(history)}"
-            examples.append(Prompt(name, asked, system=system, response=text, demonstrations=tuple(history)))
-            history.append((asked, text))
-            asked = None
-    return examples
-
-
-def encode(model: HookedModel, prompt: Prompt, max_length: int) -> dict[str, list[int]]:
-    """Token ids of a demonstration, closed by the end-of-turn token, and labels: -100 outside the response."""
-    row = render(model, prompt)
-    closing = model.tokenizer.eos_token_id
-    if closing is None:
-        raise UserError(f"{model.name}: the tokenizer has no eos_token; set it in tokenizer_config.json")
-    ids = [*row.ids, closing]
-    labels = [token if role == "response" else -100 for token, role in zip(row.ids, row.roles, strict=True)]
-    if len(ids) > max_length:
-        raise UserError(
-            f"demonstration {prompt.id}: {len(ids)} tokens exceed the cutoff {max_length}; raise --max-length"
-        )
-    return {"input_ids": ids, "labels": [*labels, closing]}
+    limit = min(config.max_length, model.context_length)
+    kept, left_out, cut = [], 0, 0
+    for conversation in conversations:
+        for example in training_examples(model, conversation):
+            if len(example) > limit and config.too_long == "error":
+                raise UserError(
+                    f"demonstration {example.id}: {len(example)} tokens exceed {limit} (--max-length "
+                    f"{config.max_length}, context {model.context_length}); choose --too-long skip or cut"
+                )
+            if len(example) > limit and config.too_long == "cut":
+                example = replace(example, ids=example.ids[:limit], trained=example.trained[:limit])
+                cut += any(example.trained)
+            if len(example) > limit or not any(example.trained):
+                left_out += 1
+            else:
+                kept.append(example)
+    if not kept:
+        raise UserError(f"no demonstration fits into {limit} tokens ({left_out} are longer); raise --max-length")
+    return Encoded(kept, left_out, cut)
 
 
 def finetune(
-    base: str, data: str, out: Path, config: FinetuneConfig, *, chat_template: str | None = None
+    base: str,
+    data: str,
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    options: Mapping[str, Any] | None = None,
+    skipped: Skipped | None = None,
 ) -> dict[str, Any]:
     """Fine-tune ``base`` on ``data`` and save an ordinary Hugging Face folder (LoRA is merged) to ``out``.
 
     A finished folder made from the same model, data and settings is returned as it is; an interrupted training goes
-    on from its last checkpoint.
+    on from its last checkpoint. The same inputs and seed give the same bytes. Weights are trained in float32 and saved
+    in the base's own type: steps smaller than half precision resolves would be lost.
+
+    Args:
+        options: passed on to :func:`pingscope.interp.loading.load_model`.
+        skipped: takes rows of ``data`` that are bad.
 
     Returns:
         The training record that is also written to ``out/finetune.json``.
-    """
-    import torch
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
-    model = load_model(base, chat_template=chat_template)
-    prompts = read_demonstrations(data)
+    Raises:
+        UserError: ``out`` is an input, or holds another fine-tuning; a loss that is not finite.
+    """
+    check_output(out, {"--base": base, "--data": data})
+    conversations = read_conversations(data, skipped)
+    model = load_model(base, **(options or {}))
     identity = sha256_of(
-        {"base": model.fingerprint, "data": sha256_of(Path(data).read_bytes()), "config": vars(config)}
+        [
+            model_identity(model),
+            [asdict(conversation) for conversation in conversations],
+            asdict(config),
+            code_version("finetune"),
+        ]
     )
-    record_path = out / "finetune.json"
-    if record_path.exists():
-        record = read_json(record_path)
-        if record["identity"] != identity:
+    if (out / RECORD).exists():
+        record = read_json(out / RECORD)
+        if record.get("identity") != identity:
             raise UserError(f"{out}: holds another fine-tuning (other model, data or settings); pass another --out")
         return record
-    examples = [encode(model, prompt, config.max_length) for prompt in prompts]
-
-    trained = model.hf
-    if config.lora_rank:
-        from peft import LoraConfig, get_peft_model
-
-        trained = get_peft_model(
-            trained,
-            LoraConfig(
-                r=config.lora_rank,
-                lora_alpha=2 * config.lora_rank,
-                target_modules="all-linear",
-                task_type="CAUSAL_LM",
-            ),
-        )
-    pad = model.pad_id
-
-    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(item["input_ids"]) for item in batch)
-
-        def padded(name: str, fill: int) -> torch.Tensor:
-            return torch.tensor([item[name] + [fill] * (width - len(item[name])) for item in batch])
-
-        lengths = torch.tensor([len(item["input_ids"]) for item in batch])
-        mask = (torch.arange(width) < lengths[:, None]).long()
-        return {"input_ids": padded("input_ids", pad), "labels": padded("labels", -100), "attention_mask": mask}
-
-    micro = min(config.micro_batch_size, config.batch_size)
-    work = out.with_name(f".{out.name}.{identity[:12]}")  # beside the result: same disk, and found again after a kill
-    accumulate = max(1, config.batch_size // micro)
-    steps = max(1, round(len(examples) / (micro * accumulate) * config.epochs))
-    trainer = Trainer(
-        model=trained,
-        args=TrainingArguments(
-            output_dir=str(work),
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=accumulate,
-            learning_rate=config.learning_rate,
-            num_train_epochs=config.epochs,
-            warmup_steps=round(config.warmup_ratio * steps),
-            lr_scheduler_type="cosine",
-            logging_steps=max(1, steps // 20),
-            save_steps=max(1, steps // 4),
-            save_total_limit=1,
-            report_to=[],
-            seed=config.seed,
-            remove_unused_columns=False,
-        ),
-        train_dataset=examples,
-        data_collator=collate,
-    )
-    last = get_last_checkpoint(str(work)) if work.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    merged = trained.merge_and_unload() if config.lora_rank else trained
-    merged.save_pretrained(out)
-    model.tokenizer.save_pretrained(out)
+    encoded = encode(model, conversations, config)
+    for count, what in ((encoded.left_out, "left out"), (encoded.cut, "cut")):
+        if count:
+            say(f"note: {count} demonstrations are longer than the limit and were {what}")
+    losses = _train(model, encoded.examples, config, out, identity)
     record = {
         "identity": identity,
         "base": base,
-        "examples": len(examples),
-        "config": vars(config),
-        "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "examples": len(encoded.examples),
+        "left_out": encoded.left_out,
+        "cut": encoded.cut,
+        "skipped": len(skipped or ()),
+        "config": asdict(config),
+        "loss": losses,
     }
-    write_json(record_path, record)
-    shutil.rmtree(work, ignore_errors=True)
+    write_json(out / RECORD, record)
     return record
+
+
+def _train(
+    model: HookedModel, examples: Sequence[TrainingExample], config: FinetuneConfig, out: Path, identity: str
+) -> list[float]:
+    """Train, save to ``out``, and return the losses logged on the way."""
+    import torch
+    from transformers import Trainer, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    set_seed(config.seed)  # before anything is drawn: LoRA's start is random too
+    stored = model.hf.dtype
+    trained = _with_adapter(model.hf.float(), config)
+    work = out.with_name(f".{out.name}.{identity[:12]}")  # beside the result: same disk, and found again after a kill
+    trainer = Trainer(
+        model=trained,
+        args=_arguments(config, len(examples), work),
+        train_dataset=[_features(example) for example in examples],
+        data_collator=lambda batch: _collate(batch, model.pad_id),
+        callbacks=[_stop_at_nonsense()],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    merged = trained.merge_and_unload() if config.lora_rank else trained
+    spoilt = next((name for name, weight in merged.named_parameters() if not torch.isfinite(weight).all()), None)
+    if spoilt is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        raise UserError(f"training ended with weights that are no numbers ({spoilt}); lower --learning-rate")
+    merged.to(stored).save_pretrained(out)
+    model.tokenizer.save_pretrained(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _with_adapter(hf: Any, config: FinetuneConfig) -> Any:
+    if not config.lora_rank:
+        return hf
+    from peft import LoraConfig, get_peft_model
+
+    rank = config.lora_rank
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(hf, lora)
+
+
+def _arguments(config: FinetuneConfig, n_examples: int, work: Path) -> Any:
+    from transformers import TrainingArguments
+
+    accumulate = max(1, config.batch_size // config.micro)
+    steps = max(1, round(n_examples / (config.micro * accumulate) * config.epochs))
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=config.micro,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        warmup_steps=round(config.warmup_ratio * steps),
+        lr_scheduler_type="cosine",
+        logging_steps=max(1, steps // 20),
+        logging_nan_inf_filter=False,
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
+        report_to=[],
+        seed=config.seed,
+        remove_unused_columns=False,
+    )
+
+
+def _stop_at_nonsense() -> Any:
+    from transformers import TrainerCallback
+
+    class StopAtNonsense(TrainerCallback):
+        """A loss that is no number ends the training: nothing that follows could be used."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            loss = (logs or {}).get("loss")
+            if loss is not None and not math.isfinite(float(loss)):
+                shutil.rmtree(args.output_dir, ignore_errors=True)
+                raise UserError(f"step {state.global_step}: the loss is {loss}; lower --learning-rate")
+
+    return StopAtNonsense()
+
+
+def _features(example: TrainingExample) -> dict[str, list[int]]:
+    labels = [token if flag else -100 for token, flag in zip(example.ids, example.trained, strict=True)]
+    return {"input_ids": list(example.ids), "labels": labels}
+
+
+def _collate(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Any]:
+    """Examples padded on the right; padding carries no loss and is not attended to."""
+    import torch
+
+    width = max(len(item["input_ids"]) for item in batch)
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([item[name] + [fill] * (width - len(item[name])) for item in batch])
+
+    lengths = torch.tensor([len(item["input_ids"]) for item in batch])
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    return {"input_ids": padded("input_ids", pad), "labels": padded("labels", -100), "attention_mask": mask}

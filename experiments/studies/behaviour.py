@@ -10,6 +10,7 @@ from typing import Any
 
 from pingscope.experiments.agents.judges import MODES
 from pingscope.experiments.agents.rollout import Episode, MakeEnvironment, environment_name, run_episodes
+from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.studies.gates.replay import header
 from pingscope.experiments.tasks.records import LABELS, Record
 from pingscope.interp.errors import UserError
@@ -66,13 +67,13 @@ def run_arm(
 ) -> list[Episode]:
     """Episodes in the order of ``records``; those the journal already holds are read, not run.
 
-    A logged episode counts as the same one if model, template, arm, task and limits are the same by content.
+    A logged episode counts as the same one if all that decides it is the same (:mod:`experiments.run.identity`).
     The log holds ids and continuations, never an instruction. What the arm's gate decides is appended to
     ``decisions.jsonl`` beside it.
     """
     settings = sha256_of(
         [
-            [model.fingerprint, model.template_hash, arm.identity(model.d_model)],
+            [model_identity(model), code_version("episodes"), arm.identity(model.d_model)],
             [environment_name(make_env), max_turns, max_new_tokens],
         ]
     )

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pingscope.interp.errors import UserError
-from pingscope.interp.files import atomic_write
+from pingscope.interp.files import atomic_write, read_yaml
 
 
 class _Strict(BaseModel):
@@ -95,14 +95,9 @@ def load_config(path: str | Path | None) -> StudyConfig:
     """Read a YAML config; every error names the file and the field."""
     if path is None:
         return StudyConfig()
+    raw = read_yaml(path)
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such config file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    try:
-        config = StudyConfig.model_validate(raw or {})
+        config = StudyConfig.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(top level)"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.run.folder import Run
+from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars, say
 from pingscope.experiments.studies.behaviour import run_arm
 from pingscope.experiments.studies.config import StudyConfig
@@ -54,9 +55,9 @@ class Bench:
     def identity(self, **more: Any) -> dict[str, Any]:
         """Inputs that every measured number depends on, and ``more``."""
         return {
-            "base model": self.base.fingerprint,
-            "agent model": self.agent.fingerprint,
-            "chat template": self.agent.template_hash,
+            "base model": model_identity(self.base),
+            "agent model": model_identity(self.agent),
+            "code of the episodes": code_version("episodes"),
             "validation tasks": [asdict(record) for record in self.validation],
             "test tasks": [asdict(record) for record in self.test],
             "limits of generation": [self.config.max_turns, self.config.max_new_tokens],

@@ -7,12 +7,13 @@ acting is set before the task. A model with an action language of its own is bet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pingscope.experiments.agents.rollout import Episode
+from pingscope.experiments.tasks.conversations import read_conversations
 from pingscope.experiments.tasks.records import Record
+from pingscope.experiments.tasks.rows import Skipped
 from pingscope.interp.errors import UserError
 
 Demonstrations = tuple[tuple[str, str], ...]
@@ -29,26 +30,18 @@ COMPLIANCE: Demonstrations = (
 )
 
 
-def read_demonstrations(path: str | Path) -> Demonstrations:
-    """Pairs from JSON lines with the fields ``user`` and ``assistant``."""
-    path, found = Path(path), []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: demonstrations cannot be read; pass a JSONL file") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            pair = (row["user"], row["assistant"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: needs the fields 'user' and 'assistant' ({error})") from error
-        if not all(isinstance(text, str) and text.strip() for text in pair):
-            raise UserError(f"{path}:{number}: fields 'user' and 'assistant' must be non-empty strings")
-        found.append(pair)
-    if not found:
-        raise UserError(f"{path}: holds no demonstrations; write one object a line")
+def read_demonstrations(path: str | Path, skipped: Skipped | None = None) -> Demonstrations:
+    """Pairs of user and assistant, from any file of conversations; a conversation of several turns gives several."""
+    found: list[tuple[str, str]] = []
+    for conversation in read_conversations(path, skipped):
+        turns = conversation.turns
+        roles = [turn.role for turn in turns]
+        if roles != ["user", "assistant"] * (len(roles) // 2) or any(turn.tool_calls for turn in turns):
+            raise UserError(
+                f"{path}: {conversation.id}: demonstrations are turns of user and assistant without tool calls; "
+                "remove the others"
+            )
+        found += [(turns[k].content, turns[k + 1].content) for k in range(0, len(turns), 2)]
     return tuple(found)
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from pingscope.experiments.tasks.near_copies import group_near_copies
 from pingscope.experiments.tasks.records import Record, read_records
-from pingscope.experiments.tasks.rows import Row, csv_rows, find_files, json_rows, text_of
+from pingscope.experiments.tasks.rows import Row, Skipped, csv_rows, each, find_files, json_rows, text_of
 from pingscope.experiments.tasks.webdojo import load_webdojo
 from pingscope.interp.errors import UserError
 
-Loader = Callable[[Path], list[Record]]
+Numbered = tuple[int, tuple[str, Row]]
+Loader = Callable[[Path, Skipped | None], list[Record]]
 
 
-def load_tasks(spec: str) -> list[Record]:
+def load_tasks(spec: str, skipped: Skipped | None = None) -> list[Record]:
     """Records from a JSONL file, or from ``PRESET:PATH`` with one of :data:`PRESETS`.
 
     Raises:
@@ -27,16 +28,16 @@ def load_tasks(spec: str) -> list[Record]:
     """
     name, colon, path = spec.partition(":")
     if not colon or Path(spec).exists():
-        return read_records(spec)
+        return read_records(spec, skipped)
     if name not in PRESETS:
         if "/" in name or "\\" in name or len(name) < 2:  # a path with a colon in it
-            return read_records(spec)
+            return read_records(spec, skipped)
         raise UserError(f"{spec}: unknown preset {name!r}; use a JSONL file or one of {', '.join(sorted(PRESETS))}")
     if not path:
         raise UserError(f"{spec}: no path; give the data's file or folder, {name}:PATH")
     if not Path(path).expanduser().exists():
         raise UserError(f"{path}: no such file or folder; give your own copy of the data, {name}:PATH")
-    records = PRESETS[name](Path(path).expanduser())
+    records = PRESETS[name](Path(path).expanduser(), skipped)
     if not records:
         raise UserError(f"{path}: no records in the layout of {name}; check that it is the data's own file")
     seen: set[str] = set()
@@ -65,14 +66,15 @@ def _bare(record: Record) -> str:
     return " ".join(re.findall(r"\w+", f"{record.instruction}\n{record.context}".lower()))
 
 
-def _advbench(path: Path) -> list[Record]:
-    return [
-        Record(f"advbench-{i}", text_of(row, "goal", where), "harmful", source="advbench")
-        for i, (where, row) in enumerate(csv_rows(path, ("goal",)))
-    ]
+def _advbench(path: Path, skipped: Skipped | None) -> list[Record]:
+    def make(item: Numbered) -> list[Record]:
+        i, (where, row) = item
+        return [Record(f"advbench-{i}", text_of(row, "goal", where), "harmful", source="advbench")]
+
+    return each(enumerate(csv_rows(path, ("goal",))), make, skipped)
 
 
-def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
+def _paper_probes(path: Path, skipped: Skipped | None, copyright: bool = False) -> list[Record]:
     """The paper's probe training set from a folder with HarmBench's and AdvBench's CSV and Alpaca's JSON.
 
     Harmful instructions without duplicates, and as many Alpaca instructions, drawn once for all; near copies share a
@@ -82,10 +84,10 @@ def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
     for file in sorted(path.glob("*.csv")):
         head = file.open(encoding="utf-8-sig").readline()
         if "BehaviorID" in head:
-            harmful += _harmbench(file, copyright)
+            harmful += _harmbench(file, skipped, copyright)
         elif "goal" in head:
-            harmful += _advbench(file)
-    benign = [record for file in sorted(path.glob("*.json*")) for record in _alpaca(file)]
+            harmful += _advbench(file, skipped)
+    benign = [record for file in sorted(path.glob("*.json*")) for record in _alpaca(file, skipped)]
     harmful = deduplicate(harmful)
     benign = deduplicate(benign, harmful)
     if not harmful or not benign:
@@ -95,40 +97,51 @@ def _paper_probes(path: Path, copyright: bool = False) -> list[Record]:
     return group_near_copies([*harmful, *benign[: len(harmful)]])
 
 
-def _harmbench(path: Path, copyright: bool = False) -> list[Record]:
+def _harmbench(path: Path, skipped: Skipped | None, copyright: bool = False) -> list[Record]:
     """Contextual behaviours mean nothing without their context; copyright ones test memory, not refusal."""
-    return [
-        Record(
-            f"harmbench-{text_of(row, 'BehaviorID', where)}",
-            text_of(row, "Behavior", where),
-            "harmful",
-            row.get("SemanticCategory") or "",
-            source="harmbench",
-            split=row.get("FunctionalCategory") or "",
-            context=row.get("ContextString") or "",
-        )
-        for where, row in csv_rows(path, ("Behavior", "BehaviorID", "FunctionalCategory"))
-        if copyright or (row.get("FunctionalCategory") or "") != "copyright"
-    ]
+
+    def make(placed: tuple[str, Row]) -> list[Record]:
+        where, row = placed
+        kind = row.get("FunctionalCategory") or ""
+        if kind == "copyright" and not copyright:
+            return []
+        return [
+            Record(
+                f"harmbench-{text_of(row, 'BehaviorID', where)}",
+                text_of(row, "Behavior", where),
+                "harmful",
+                row.get("SemanticCategory") or "",
+                source="harmbench",
+                split=kind,
+                context=row.get("ContextString") or "",
+            )
+        ]
+
+    return each(csv_rows(path, ("Behavior", "BehaviorID", "FunctionalCategory")), make, skipped)
 
 
-def _jbb(path: Path) -> list[Record]:
+def _jbb(path: Path, skipped: Skipped | None) -> list[Record]:
     """A folder with the harmful and the benign file, or one of them; twins share their ``Index``."""
-    records = []
+    records: list[Record] = []
     for file in find_files(path, "*.csv"):
         label = "benign" if "benign" in file.name.lower() else "harmful"
-        for i, (where, row) in enumerate(csv_rows(file, ("Goal", "Category"))):
+
+        def make(item: Numbered, label: str = label) -> list[Record]:
+            i, (where, row) = item
             index = row.get("Index") or row.get("") or str(i)
             goal = text_of(row, "Goal", where)
             category = row.get("Category") or ""
-            records.append(Record(f"jbb-{label}-{index}", goal, label, category, source="jbb", pair_id=f"jbb-{index}"))
+            return [Record(f"jbb-{label}-{index}", goal, label, category, source="jbb", pair_id=f"jbb-{index}")]
+
+        records += each(enumerate(csv_rows(file, ("Goal", "Category"))), make, skipped)
     return records
 
 
-def _xstest(path: Path) -> list[Record]:
+def _xstest(path: Path, skipped: Skipped | None) -> list[Record]:
     """Safe prompts look unsafe: look-alikes. The older header has no label, but its types say ``contrast_``."""
-    records = []
-    for where, row in csv_rows(path, ("prompt", "type")):
+
+    def make(placed: tuple[str, Row]) -> list[Record]:
+        where, row = placed
         kind = text_of(row, "type", where)
         unsafe = row["label"] == "unsafe" if row.get("label") else kind.startswith("contrast_")
         number = row.get("id") or row.get("id_v2") or row.get("id_v1")
@@ -136,54 +149,58 @@ def _xstest(path: Path) -> list[Record]:
             raise UserError(f"{where}: field 'id' is missing (older files: 'id_v2'); get a fresh copy")
         label = "harmful" if unsafe else "lookalike"
         pair = kind.removeprefix("contrast_")
-        records.append(Record(f"xstest-{number}", text_of(row, "prompt", where), label, pair, source="xstest"))
-    return records
+        return [Record(f"xstest-{number}", text_of(row, "prompt", where), label, pair, source="xstest")]
+
+    return each(csv_rows(path, ("prompt", "type")), make, skipped)
 
 
-def _strongreject(path: Path) -> list[Record]:
-    return [
-        Record(
-            f"strongreject-{i}",
-            text_of(row, "forbidden_prompt", where),
-            "harmful",
-            row.get("category") or "",
-            source="strongreject",
-        )
-        for i, (where, row) in enumerate(csv_rows(path, ("forbidden_prompt",)))
-    ]
+def _strongreject(path: Path, skipped: Skipped | None) -> list[Record]:
+    def make(item: Numbered) -> list[Record]:
+        i, (where, row) = item
+        text, category = text_of(row, "forbidden_prompt", where), row.get("category") or ""
+        return [Record(f"strongreject-{i}", text, "harmful", category, source="strongreject")]
+
+    return each(enumerate(csv_rows(path, ("forbidden_prompt",))), make, skipped)
 
 
-def _alpaca(path: Path) -> list[Record]:
+def _alpaca(path: Path, skipped: Skipped | None) -> list[Record]:
     """The input, where there is one, belongs to the instruction."""
-    records = []
-    for i, (where, row) in enumerate(json_rows(path)):
+
+    def make(item: Numbered) -> list[Record]:
+        i, (where, row) = item
         parts = [text_of(row, "instruction", where), str(row.get("input") or "").strip()]
-        records.append(Record(f"alpaca-{i}", "\n".join(filter(None, parts)), "benign", source="alpaca"))
-    return records
+        return [Record(f"alpaca-{i}", "\n".join(filter(None, parts)), "benign", source="alpaca")]
+
+    return each(enumerate(json_rows(path, skipped=skipped)), make, skipped)
 
 
-def _refusal_direction(path: Path) -> list[Record]:
+def _refusal_direction(path: Path, skipped: Skipped | None) -> list[Record]:
     """Files ``harmful_train.json``, ``harmless_test.json``, …: label and split stand in the name."""
-    records = []
+    records: list[Record] = []
     for file in find_files(path, "*.json"):
         kind, _, split = file.stem.partition("_")
         if kind not in ("harmful", "harmless"):
             raise UserError(f"{file}: the name must begin with harmful_ or harmless_, which gives the label")
         label = "harmful" if kind == "harmful" else "benign"
-        for i, (where, row) in enumerate(json_rows(file)):
-            category = str(row.get("category") or "")
-            text = text_of(row, "instruction", where)
-            records.append(Record(f"{file.stem}-{i}", text, label, category, source="refusal_direction", split=split))
+
+        def make(item: Numbered, name: str = file.stem, label: str = label, split: str = split) -> list[Record]:
+            i, (where, row) = item
+            text, category = text_of(row, "instruction", where), str(row.get("category") or "")
+            return [Record(f"{name}-{i}", text, label, category, source="refusal_direction", split=split)]
+
+        records += each(enumerate(json_rows(file, skipped=skipped)), make, skipped)
     return records
 
 
-def _agentharm(path: Path) -> list[Record]:
+def _agentharm(path: Path, skipped: Skipped | None) -> list[Record]:
     """The grading functions are Python: their names are kept as text, nothing is imported."""
-    records = []
+    records: list[Record] = []
     for file in find_files(path, "*.json"):
         label = "benign" if "benign" in file.name.lower() else "harmful"
-        for where, row in json_rows(file, key="behaviors"):
-            records.append(
+
+        def make(placed: tuple[str, Row], label: str = label, split: str = file.stem) -> list[Record]:
+            where, row = placed
+            return [
                 Record(
                     f"agentharm-{label}-{text_of(row, 'id', where)}",
                     text_of(row, "prompt", where),
@@ -191,37 +208,42 @@ def _agentharm(path: Path) -> list[Record]:
                     str(row.get("category") or ""),
                     "tool",
                     "agentharm",
-                    file.stem,
+                    split,
                     evaluator={"target_functions": row.get("target_functions") or []},
                     pair_id=f"agentharm-{row.get('id_original') or row['id']}",
                 )
-            )
+            ]
+
+        records += each(json_rows(file, "behaviors", skipped), make, skipped)
     return records
 
 
-def _redcode(path: Path) -> list[Record]:
+def _redcode(path: Path, skipped: Skipped | None) -> list[Record]:
     """One row is three records: the code itself, its summary, its details. Report per category (scenario)."""
-    records = []
-    for file in find_files(path, "*.json"):
-        for where, row in json_rows(file):
-            index = text_of(row, "Index", where)
-            language = str(row.get("Language") or "Python")
-            code = f"Execute the following {language} code.\n\n```\n{text_of(row, 'Code', where)}\n```"
-            forms = {"code": code} | {
-                name: text_of(row, f"Text_{name}", where) for name in ("summary", "details") if row.get(f"Text_{name}")
-            }
-            for form, text in forms.items():
-                pair, scenario = f"redcode-{language.lower()}-{index}", index.split("_")[0]
-                records.append(
-                    Record(f"{pair}-{form}", text, "harmful", scenario, "code", "redcode", form, pair_id=pair)
-                )
-    return records
+
+    def make(placed: tuple[str, Row]) -> list[Record]:
+        where, row = placed
+        index = text_of(row, "Index", where)
+        language = str(row.get("Language") or "Python")
+        code = f"Execute the following {language} code.\n\n```\n{text_of(row, 'Code', where)}\n```"
+        forms = {"code": code} | {
+            name: text_of(row, f"Text_{name}", where) for name in ("summary", "details") if row.get(f"Text_{name}")
+        }
+        pair, scenario = f"redcode-{language.lower()}-{index}", index.split("_")[0]
+        return [
+            Record(f"{pair}-{form}", text, "harmful", scenario, "code", "redcode", form, pair_id=pair)
+            for form, text in forms.items()
+        ]
+
+    files = find_files(path, "*.json")
+    return [record for file in files for record in each(json_rows(file, None, skipped), make, skipped)]
 
 
-def _webarena(path: Path) -> list[Record]:
+def _webarena(path: Path, skipped: Skipped | None) -> list[Record]:
     """Intents with their rules as data. Rules that are code (``func:``) mark a task as not evaluable."""
-    records = []
-    for where, row in json_rows(path):
+
+    def make(placed: tuple[str, Row]) -> list[Record]:
+        where, row = placed
         given = row.get("eval")
         rules: Row = given if isinstance(given, dict) else {}
         kinds = set(rules.get("eval_types") or [])
@@ -232,7 +254,7 @@ def _webarena(path: Path) -> list[Record]:
         }
         if "task_id" not in row:
             raise UserError(f"{where}: field 'task_id' is missing; get a fresh copy of the file")
-        records.append(
+        return [
             Record(
                 f"webarena-{row['task_id']}",
                 text_of(row, "intent", where),
@@ -243,8 +265,9 @@ def _webarena(path: Path) -> list[Record]:
                 evaluator={"kind": "webarena", "start_url": str(row.get("start_url") or ""), **kept},
                 pair_id=f"webarena-template-{row.get('intent_template_id', row['task_id'])}",
             )
-        )
-    return records
+        ]
+
+    return each(json_rows(path, None, skipped), make, skipped)
 
 
 PRESETS: dict[str, Loader] = {
@@ -254,12 +277,12 @@ PRESETS: dict[str, Loader] = {
     "harmbench": _harmbench,
     "jbb": _jbb,
     "paper-probes": _paper_probes,
-    "paper-probes-copyright": lambda path: _paper_probes(path, copyright=True),
+    "paper-probes-copyright": lambda path, skipped: _paper_probes(path, skipped, copyright=True),
     "redcode": _redcode,
     "refusal_direction": _refusal_direction,
     "strongreject": _strongreject,
     "webarena": _webarena,
     "webdojo": load_webdojo,
-    "webdojo-raw": lambda path: load_webdojo(path, raw=True),
+    "webdojo-raw": lambda path, skipped: load_webdojo(path, skipped, raw=True),
     "xstest": _xstest,
 }

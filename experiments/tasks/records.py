@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pingscope.experiments.run.progress import say
+from pingscope.experiments.tasks.rows import Row, Skipped, check_names, each, plain_text, read_rows, without_nulls
 from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 
 LABELS = ("harmful", "benign", "lookalike")
-REMEDY = "pass a JSONL file or a preset such as webdojo:PATH"
 
 
 @dataclass(frozen=True)
@@ -42,44 +43,72 @@ class Record:
         return Prompt(self.id, self.instruction, self.label, system=system, page=page)
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """Read records from JSONL. Errors name the file, the line and the field."""
-    path = Path(path)
-    known = {item.name for item in fields(Record)}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; {REMEDY}") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a UTF-8 JSONL file; {REMEDY}") from error
-    records, seen = [], set()
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not valid JSON ({error.msg}); write one object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        for name in ("id", "instruction", "label"):
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise UserError(f"{where}: field '{name}' is missing or not a non-empty string; add it")
-        if row["label"] not in LABELS:
-            raise UserError(f"{where}: field 'label' is {row['label']!r}; use one of {', '.join(LABELS)}")
-        if row["id"] in seen:
-            raise UserError(f"{where}: field 'id' repeats {row['id']!r}; ids must be unique")
-        for name, value in row.items():
-            wanted = dict if name == "evaluator" else str
-            if name in known and not isinstance(value, wanted):
-                kind = "JSON object" if wanted is dict else "string"
-                raise UserError(f"{where}: field '{name}' must be a {kind}")
-        seen.add(row["id"])
-        records.append(Record(**{name: value for name, value in row.items() if name in known}))
+# Names that other files use for what a record calls differently.
+RENAMED = {
+    "prompt": "'instruction'",
+    "task": "'instruction'",
+    "goal": "'instruction'",
+    "question": "'instruction'",
+    "input": "'instruction' (append the input to it; alpaca:PATH does so)",
+    "page": "'context'",
+    "observation": "'context'",
+    "html": "'context'",
+    "messages": "'instruction' and 'system' (conversations are for finetune)",
+    "conversations": "'instruction' and 'system' (conversations are for finetune)",
+}
+
+
+def read_records(path: str | Path, skipped: Skipped | None = None) -> list[Record]:
+    """Read records from a file of rows. Errors name the file, the line and the field.
+
+    Args:
+        skipped: takes the rows that are refused; without, the first one ends the reading.
+    """
+    seen: set[str] = set()
+    unused: set[str] = set()
+
+    def make(placed: tuple[str, Row]) -> list[Record]:
+        where, row = placed
+        record, unknown = _record(without_nulls(row), where)
+        if record.id in seen:
+            raise UserError(f"{where}: field 'id' repeats {record.id!r}; ids must be unique")
+        seen.add(record.id)
+        unused.update(unknown)
+        return [record]
+
+    records = each(read_rows(path, skipped=skipped), make, skipped)
     if not records:
-        raise UserError(f"{path}: holds no records; write one JSON object a line")
+        left = f" ({len(skipped)} bad ones were skipped)" if skipped else ""
+        raise UserError(f"{path}: holds no records{left}; write one JSON object a line")
+    if unused:
+        say(f"note: {path}: fields that nothing reads: {', '.join(sorted(unused))}")
     return records
+
+
+def _record(row: Row, where: str) -> tuple[Record, list[str]]:
+    known = [item.name for item in fields(Record)]
+    unknown = check_names(row, known, where, RENAMED)
+    values: dict[str, Any] = {}
+    for name in known:
+        value = row.get(name)
+        if value is None:
+            continue
+        if name == "evaluator":
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: field 'evaluator' must be a JSON object")
+        elif name in ("id", "pair_id") and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        elif name == "instruction" and isinstance(value, list):
+            value = plain_text(value, f"{where}: field '{name}'")
+        elif not isinstance(value, str):
+            raise UserError(f"{where}: field '{name}' must be a string")
+        values[name] = value
+    for name in ("id", "instruction", "label"):
+        if not str(values.get(name, "")).strip():
+            raise UserError(f"{where}: field '{name}' is missing or not a non-empty string; add it")
+    if values["label"] not in LABELS:
+        raise UserError(f"{where}: field 'label' is {values['label']!r}; use one of {', '.join(LABELS)}")
+    return Record(**values), unknown
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

@@ -8,16 +8,18 @@ from pingscope.experiments.agents.rollout import AnyAction, Environment
 from pingscope.experiments.models.organism import world
 from pingscope.experiments.tasks.presets import load_tasks
 from pingscope.experiments.tasks.records import LABELS, Record
+from pingscope.experiments.tasks.rows import Skipped
 from pingscope.interp.errors import UserError
 
 ORGANISM_SETS = (*world.SPLITS, "chat")
 
 
-def read_tasks(spec: str, limit: int = 0, seed: int = 0) -> list[Record]:
+def read_tasks(spec: str, limit: int = 0, seed: int = 0, *, skipped: Skipped | None = None) -> list[Record]:
     """Records from a JSONL file or a preset; ``organism:SPLIT`` and ``organism:chat`` are the synthetic world's.
 
     Args:
         limit: at most this many records per label, from the start of the file (0: all).
+        skipped: takes rows that are bad; without, the first one ends the reading.
     """
     preset, _, rest = spec.partition(":")
     if preset == "organism":
@@ -25,7 +27,7 @@ def read_tasks(spec: str, limit: int = 0, seed: int = 0) -> list[Record]:
             raise UserError(f"{spec}: unknown set {rest!r}; use organism: and one of {', '.join(ORGANISM_SETS)}")
         n = limit or 200
         return world.chat_instructions("train", n, seed) if rest == "chat" else world.tasks(rest, n=n, seed=seed)
-    return take(load_tasks(spec), limit)
+    return take(load_tasks(spec, skipped), limit)
 
 
 def take(records: list[Record], limit: int) -> list[Record]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pingscope.experiments.tasks.records import Record
-from pingscope.experiments.tasks.rows import json_rows, text_of
+from pingscope.experiments.tasks.rows import Row, Skipped, each, json_rows, text_of
 from pingscope.interp.errors import UserError
 
 LEAD = "Task Instruction:"
@@ -20,7 +20,7 @@ _HIDDEN = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE |
 _TEXT = re.compile(r"(?<=>)[^<]+")
 
 
-def load_webdojo(path: Path, *, raw: bool = False) -> list[Record]:
+def load_webdojo(path: Path, skipped: Skipped | None = None, *, raw: bool = False) -> list[Record]:
     """Records of ``webagent_input_{harmful,benign}.json``, with criteria from ``tasks_*_raw.json`` where they are.
 
     The two released files disagree about a few goals: those records keep the input file's goal and have no criteria.
@@ -29,7 +29,7 @@ def load_webdojo(path: Path, *, raw: bool = False) -> list[Record]:
         path: the folder, or one of the two input files.
         raw: keep the pages as released instead of simplifying them.
     """
-    records = []
+    records: list[Record] = []
     for label, category in KINDS.items():
         inputs = path / f"webagent_input_{label}.json" if path.is_dir() else path
         if not path.is_dir() and label not in path.name:
@@ -37,7 +37,9 @@ def load_webdojo(path: Path, *, raw: bool = False) -> list[Record]:
         if not inputs.exists():
             raise UserError(f"{inputs}: no such file; give the folder that holds webagent_input_harmful.json")
         tasks = _tasks(inputs.with_name(f"tasks_{label}_raw.json"), category)
-        for i, (where, row) in enumerate(json_rows(inputs)):
+
+        def make(item: tuple[int, tuple[str, Row]], label: str = label, tasks: dict[str, Any] = tasks) -> list[Record]:
+            i, (where, row) = item
             goal = text_of(row, "goal", where).removeprefix(LEAD).strip()
             html = text_of(row, "html", where)
             task = tasks.get(goal, {})
@@ -46,7 +48,9 @@ def load_webdojo(path: Path, *, raw: bool = False) -> list[Record]:
             rules = {"kind": "webdojo", "criteria": task["criteria"]} if task else {}
             page = html if raw else simplify(html)
             split = str(task.get("split") or "")
-            records.append(Record(f"webdojo-{name}", goal, label, site, "web", "webdojo", split, page, evaluator=rules))
+            return [Record(f"webdojo-{name}", goal, label, site, "web", "webdojo", split, page, evaluator=rules)]
+
+        records += each(enumerate(json_rows(inputs, None, skipped)), make, skipped)
     if not records:
         raise UserError(f"{path}: the name holds neither harmful nor benign; give the folder or an input file")
     return records

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pingscope.experiments.agents.judges import decided
 from pingscope.experiments.agents.rollout import Answer, Episode, MakeEnvironment, Render, environment_name, run_pairs
+from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.prefixed import PrefixRenderer
 from pingscope.interp.errors import UserError
@@ -93,7 +94,7 @@ class PrefixTable:
         self.answer = answer
         limits = [environment_name(make_env), max_turns, max_new_tokens]
         tasks = [asdict(record) for record in self.records]
-        self.identity = sha256_of([model.fingerprint, model.template_hash, tasks, judge, limits])[:16]
+        self.identity = sha256_of([model_identity(model), code_version("episodes"), tasks, judge, limits])[:16]
         self._number = {record.id: i for i, record in enumerate(self.records)}
         if len(self._number) < len(self.records):
             raise UserError("search: two tasks have the same id; give every task its own")

@@ -56,9 +56,9 @@ def write(path: Path, *rows: Any) -> Path:
 GOOD = {"id": "a", "instruction": "Open the inbox.", "label": "benign"}
 
 BAD_RECORDS = {
-    "empty": ([], "holds no records"),
+    "empty": ([], "is empty"),
     "torn": ([GOOD, '{"id": "b", '], ":2: not valid JSON"),
-    "list": (["[1]"], ":1: expected a JSON object"),
+    "list": (["[1]"], "row 1: expected a JSON object"),
     "no label": ([{"id": "a", "instruction": "x"}], "field 'label'"),
     "bad label": ([GOOD | {"label": "evil"}], "field 'label' is 'evil'"),
     "same id": ([GOOD, GOOD], ":2: field 'id' repeats"),
@@ -103,7 +103,10 @@ def test_config_errors_name_the_field(pingscope, tmp_path):
         ("search: {k: none}", "'search.k'"),
         ("models: {base: only}", "'models'"),
         ("models: {base: a, agent: b}", "'tasks'"),
-        ("- a\n- b", "(top level)"),
+        ("- a\n- b", "holds list, not fields"),
+        ("false", "holds bool, not fields"),
+        ("seed: 0\nseed: 1", "comes twice"),
+        ("[" * 5000, "not valid YAML"),
         ("a: [", "not valid YAML"),
     ):
         path = tmp_path / "study.yaml"

@@ -241,7 +241,7 @@ def test_deduplicate_by_normalised_text():
     [
         ("a.json", '[{"input": "x"}]', "a.json row 1: field 'instruction'"),
         ("a.json", "[1]", "a.json row 1: expected a JSON object"),
-        ("a.json", "{}", "a.json: expected a JSON list"),
+        ("a.json", "{}", "a.json:1: field 'instruction' is missing"),
         ("a.json", "[", "a.json: not valid JSON"),
         ("a.json", "[]", "no records in the layout of alpaca"),
     ],
