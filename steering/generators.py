@@ -225,24 +225,56 @@ def request(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except openai.APIConnectionError as error:
-        raise UserError(f"endpoint: no connection ({error.__cause__ or error}); check --base-url") from error
+        raise UserError(redacted(f"endpoint: no connection ({error.__cause__ or error}); check --base-url")) from error
     except openai.APIStatusError as error:
         # OpenAI's servers explain themselves in `message`, FastAPI's in `detail`, which the client leaves out.
         body = error.body if isinstance(error.body, dict) else {}
-        reason = " ".join(str(body.get("message") or body.get("detail") or error.message).split())[:200]
+        reason = " ".join(redacted(str(body.get("message") or body.get("detail") or error.message)).split())[:200]
         raise UserError(
             f"endpoint: answered with status {error.status_code} ({reason}); check the model's name, the key "
             f"({KEY_VARIABLE}) and the server's log"
         ) from error
     except openai.OpenAIError as error:
-        raise UserError(f"endpoint: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"endpoint: {' '.join(redacted(str(error)).split())[:200]}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # what the client makes of a body that is no JSON
+        raise UserError(f"endpoint: its answer cannot be read ({type(error).__name__}); check --base-url") from error
+
+
+def first_message(reply: Any) -> Any:
+    """The message of a chat completion.
+
+    Raises:
+        UserError: the reply is none (a page of HTML, an object without choices).
+    """
+    choices = getattr(reply, "choices", None)
+    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    if message is None:
+        shown = " ".join(redacted(str(reply)).split())[:80]
+        raise UserError(
+            f"endpoint: its answer is no chat completion ({shown}); check --base-url (it often ends in /v1)"
+        )
+    return message
+
+
+def content_text(content: Any) -> str:
+    """The content of a message: text, nothing, or parts of which those of text are joined."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else getattr(part, "__dict__", {}) for part in content]
+        return "".join(str(part.get("text") or "") for part in parts)
+    return content if isinstance(content, str) else ""
 
 
 def answer_text(reply: Any) -> str:
-    """The text of a chat completion; a reply without one is empty, and so counted as malformed."""
-    choices = getattr(reply, "choices", None) or []
-    message = getattr(choices[0], "message", None) if choices else None
-    return getattr(message, "content", None) or ""
+    """The text of a chat completion; one without any is empty, and so counted as malformed."""
+    if getattr(reply, "choices", None) == []:
+        return ""
+    return content_text(getattr(first_message(reply), "content", None))
+
+
+def redacted(text: str) -> str:
+    """``text`` without the key of the endpoint, which some servers repeat in their errors."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    return text.replace(key, "[key]") if len(key) > 6 else text
 
 
 def was_cut(reply: Any) -> bool:

@@ -1,14 +1,15 @@
-"""Actions in the text an agent wrote: WebRL, BrowserGym, CodeAct, JSON tool calls. Parsed, never run."""
+"""The one reader of answers: thinking set apart, actions of every known syntax, comments, speech. Parsed, never run."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from pingscope.experiments.agents.call_syntax import NAMES, WEB_ACTIONS, Malformed, read_arguments
+from pingscope.experiments.agents.call_syntax import NAMES, WEB_ACTIONS, LeftOpen, Malformed, read_arguments
+from pingscope.experiments.agents.native_calls import fenced_call, json_calls, native_calls, tagged_call
+from pingscope.experiments.agents.reasoning import set_apart
 
 Status = Literal["ok", "no_action", "malformed", "multiple"]
 
@@ -34,33 +35,47 @@ class Parsed:
         prose: everything else, line by line, without calls, comments, fences and tags.
         status: ``ok`` (one call), ``multiple``, ``malformed`` (an action was begun, none is well formed) or
             ``no_action``.
+        reasoning: what was thought before or between; nothing in it is an action or a refusal.
+        refusal: what an endpoint gave as the model's refusal, in a field of its own.
     """
 
     calls: tuple[Call, ...]
     comments: tuple[str, ...]
     prose: str
     status: Status
+    reasoning: str = ""
+    refusal: str = ""
 
 
 @lru_cache(maxsize=4096)  # every judge and every step reads the same few answers
 def parse_actions(text: str) -> Parsed:
     """Find the actions in a model's continuation. Never raises on any text, and never evaluates it."""
-    scan = _Scan(text)
-    whole = _json_calls(text.strip())
+    spoken = set_apart(text)
+    refusal = _REFUSAL.search(spoken.text)
+    scan = _Scan(spoken.text)
+    whole = json_calls(spoken.text.strip())
     if whole:
-        lead = len(text) - len(text.lstrip())
-        scan.take(whole, lead, lead + len(text.strip()))
+        lead = len(spoken.text) - len(spoken.text.lstrip())
+        scan.take(whole, lead, lead + len(spoken.text.strip()))
     else:
-        scan.run(0, len(text))
+        at = 0
+        for start, end, calls in native_calls(spoken.text):
+            scan.run(at, start)
+            scan.malformed |= not calls
+            scan.take(calls, start, end)
+            at = end
+        scan.run(at, len(text))
     calls = tuple(scan.calls)
     status: Status = "no_action"
     if calls:
         status = "ok" if len(calls) == 1 else "multiple"
     elif scan.malformed:
         status = "malformed"
-    return Parsed(calls, tuple(scan.comments), scan.prose(), status)
+    said = refusal[1].strip() if refusal else ""
+    return Parsed(calls, tuple(scan.comments), scan.prose(), status, spoken.reasoning, said)
 
 
+_REFUSAL = re.compile(r"<refusal>(.*?)</refusal>", re.DOTALL)  # see pingscope.experiments.agents.endpoint
 # Quoted text in a line of prose is a token of its own, so that "do(…)" in a quotation starts no call. A call
 # at the start of a line is met before any quotation of that line.
 _TOKEN = re.compile(
@@ -75,6 +90,7 @@ _CLOSING_TAG = re.compile(r"</?(?:execute|solution|thought|tool_call)>", re.IGNO
 _TRAILING_COMMENT = re.compile(r"[ \t;]*(#[^\n]*)")
 _LINE_LEAD = re.compile(r"[\s>*`-]*(?:\d+[.)]\s*)?(?:(?:next )?action\s*:)?[\s`]*", re.IGNORECASE)
 _LOOKS_CALLED = re.compile(r"\s*(?:\w+\s*=|[\"'])")
+MOST_LEFT_OPEN = 50  # calls without an end are read to the end of the text, each of them
 _CODE_LANGUAGES = {"python", "py", "python3", "bash", "sh", "shell"}
 
 
@@ -87,6 +103,7 @@ class _Scan:
     comments: list[str] = field(default_factory=list)
     taken: list[tuple[int, int]] = field(default_factory=list)
     malformed: bool = False
+    left_open: int = 0
 
     def run(self, at: int, stop: int) -> None:
         while (token := _TOKEN.search(self.text, at, stop)) is not None:
@@ -103,12 +120,15 @@ class _Scan:
                 at = token.end()
 
     def _call(self, name: str, start: int, inside: int, stop: int) -> int:
+        if self.left_open > MOST_LEFT_OPEN:
+            return stop
         after = max((end for _, end in self.taken if end <= start), default=0)
         begin = max(after, self.text.rfind("\n", 0, start) + 1)
         opens_line = _LINE_LEAD.fullmatch(self.text, begin, start) is not None
         try:
             args, end, bare = read_arguments(name, self.text[:stop], inside)
-        except Malformed:
+        except Malformed as error:
+            self.left_open += isinstance(error, LeftOpen)
             self.malformed |= opens_line or _LOOKS_CALLED.match(self.text, inside, stop) is not None
             return inside
         known = name == "do" and (len(args) > 1 or str(args["action"]).lower() in WEB_ACTIONS)
@@ -132,7 +152,7 @@ class _Scan:
             return end
         found: list[tuple[str, dict[str, Any]]] = []
         if tag == "tool_call":
-            found = _json_calls(body)
+            found = json_calls(body) or tagged_call(body)
         elif body:
             found = [("execute", {"code": _unfenced(body)}) if tag == "execute" else ("solution", {"answer": body})]
         self.malformed |= not found
@@ -143,7 +163,7 @@ class _Scan:
         closing = self.text.find("```", inside, stop)
         body_end, end = (closing, closing + 3) if closing >= 0 else (stop, stop)
         body = self.text[inside:body_end]
-        if found := _json_calls(body.strip()):
+        if found := json_calls(body.strip()) or fenced_call(language, body) or self._inline(start, body_end):
             self.take(found, start, end)
             return end
         if language in _CODE_LANGUAGES and body.strip():
@@ -154,6 +174,11 @@ class _Scan:
                 return end
         self.taken.append((start, inside))
         return inside
+
+    def _inline(self, start: int, stop: int) -> list[tuple[str, dict[str, Any]]]:
+        """A fence on one line, whose first word is no language: ```click [7]```."""
+        inside = self.text[start + 3 : stop]
+        return fenced_call("", inside) if "\n" not in inside.strip() else []
 
     def _comment(self, start: int, end: int) -> None:
         self.comments.append(self.text[start:end].strip().lstrip("#").strip())
@@ -176,34 +201,3 @@ class _Scan:
 
 def _unfenced(code: str) -> str:
     return re.sub(r"\A```[\w+-]*\n?|\n?```\Z", "", code).strip()
-
-
-def _json_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Tool calls in a JSON text: one call, a list of calls, or a message with ``tool_calls``."""
-    if not text.startswith(("{", "[")):
-        return []
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
-        value = value["tool_calls"]
-    rows = value if isinstance(value, list) else [value]
-    found = [_json_call(row) for row in rows]
-    return [call for call in found if call is not None] if all(found) else []
-
-
-def _json_call(row: Any) -> tuple[str, dict[str, Any]] | None:
-    if isinstance(row, dict) and isinstance(row.get("function"), dict):
-        row = row["function"]
-    if not isinstance(row, dict):
-        return None
-    name = next((row[key] for key in ("name", "tool", "action", "function") if isinstance(row.get(key), str)), "")
-    keys = ("arguments", "args", "parameters", "input", "action_input")
-    args = next((row[key] for key in keys if key in row), None)
-    if isinstance(args, str):
-        try:
-            args = json.loads(args or "{}")
-        except (ValueError, RecursionError):
-            return None
-    return (name.lower(), args) if name.strip() and isinstance(args, dict) else None

@@ -72,6 +72,10 @@ class Malformed(ValueError):
     """What follows the name is not an argument list this grammar knows."""
 
 
+class LeftOpen(Malformed):
+    """The argument list never ends."""
+
+
 def read_arguments(name: str, text: str, start: int) -> tuple[dict[str, Any], int, bool]:
     """Read the arguments of ``name`` from ``text[start:]``, just after the opening bracket.
 
@@ -144,7 +148,7 @@ def _split(text: str, start: int) -> tuple[list[str], int]:
         if not char.isspace():
             previous = char
         at += 1
-    raise Malformed("bracket left open")
+    raise LeftOpen("bracket left open")
 
 
 def _string_end(text: str, at: int) -> int:
@@ -161,7 +165,7 @@ def _string_end(text: str, at: int) -> int:
             return at + len(quote)
         else:
             at += 1
-    raise Malformed("quote left open")
+    raise LeftOpen("quote left open")
 
 
 def _literal(piece: str) -> tuple[Any, bool]:

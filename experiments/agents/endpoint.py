@@ -10,6 +10,7 @@ model, and control tokens that the model says are left out of its answers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,15 @@ from pingscope.interp.chat.rendering import SEPARATOR, Prompt, Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
 from pingscope.interp.generate.generation import Generation
-from pingscope.steering.generators import RateLimit, answer_text, openai_client, request
+from pingscope.steering.generators import (
+    RateLimit,
+    answer_text,
+    content_text,
+    first_message,
+    openai_client,
+    redacted,
+    request,
+)
 from pingscope.steering.injection import Arm
 
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM, SGLang
@@ -117,8 +126,8 @@ class Endpoint:
         self.wait()
         reply = self._create(prompt, continued=bool(prompt.prefix))
         usage = getattr(reply, "usage", None)
-        ended = bool(reply.choices) and reply.choices[0].finish_reason == "stop"
-        return answer_text(reply), max(0, int(getattr(usage, "completion_tokens", 0) or 0) - ended), ended
+        ended = reply.choices[0].finish_reason in ("stop", "tool_calls", "content_filter") if reply.choices else False
+        return message_text(reply), max(0, int(getattr(usage, "completion_tokens", 0) or 0) - ended), ended
 
     def _create(self, prompt: Prompt, continued: bool = False) -> Any:
         more = {"extra_body": CONTINUE} if continued else {}
@@ -127,6 +136,33 @@ class Endpoint:
                 model=self.model, messages=messages_of(prompt), temperature=0.0, max_tokens=self.max_new_tokens, **more
             )
         )
+
+
+def message_text(reply: Any) -> str:
+    """A message with its fields as one text, in the marks that :func:`parse_actions` reads.
+
+    Reasoning stands in ``<think>``, native calls in ``<tool_call>``, and what the server gives as the model's refusal,
+    or says of a filter that kept the answer back, in ``<refusal>``.
+
+    Raises:
+        UserError: the reply is no chat completion.
+    """
+    message = first_message(reply)
+    fields = {
+        name: getattr(message, name, None) for name in ("reasoning_content", "reasoning", "refusal", "tool_calls")
+    }
+    parts = []
+    if thought := fields["reasoning_content"] or fields["reasoning"]:
+        parts.append(f"<think>\n{content_text(thought)}\n</think>")
+    parts.append(content_text(getattr(message, "content", None)))
+    for call in fields["tool_calls"] or [c for c in [getattr(message, "function_call", None)] if c]:
+        function = getattr(call, "function", call)
+        named = {"name": getattr(function, "name", ""), "arguments": getattr(function, "arguments", "") or "{}"}
+        parts.append(f"<tool_call>{json.dumps(named, ensure_ascii=False)}</tool_call>")
+    filtered = getattr(reply.choices[0], "finish_reason", None) == "content_filter"
+    if refusal := content_text(fields["refusal"]) or ("the server's content filter" if filtered else ""):
+        parts.append(f"<refusal>{refusal}</refusal>")
+    return redacted("\n".join(part for part in parts if part))
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:
