@@ -1,0 +1,192 @@
+"""Nothing silently wrong at load: weights, files and folders that are refused, by name, and those that load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import build_model, train_tokenizer
+
+from pingscope.interp import UserError, load_model
+
+UP = "model.layers.2.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """A copy of the tiny Llama to damage."""
+    return shutil.copytree(checkpoint("llama"), tmp_path / "damaged")
+
+
+def rewrite(folder, change):
+    """Change the tensors of a checkpoint in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def settings(folder, **changes):
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | changes))
+
+
+def refusal(folder, **options) -> str:
+    with pytest.raises(UserError) as error:
+        load_model(folder, **options)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith(str(folder))
+    return message
+
+
+def test_missing_weights_are_refused_by_name(folder, capfd):
+    rewrite(folder, lambda t: t.pop(UP))
+    assert f"the file lacks {UP}, which would be filled at random" in refusal(folder)
+    rewrite(folder, lambda t: t.pop("lm_head.weight"))
+    assert "lacks lm_head.weight, " + UP in refusal(folder)
+    assert "REPORT" not in capfd.readouterr().err
+
+
+def test_a_layer_more_in_the_configuration_or_in_the_file(folder):
+    settings(folder, num_hidden_layers=5, layer_types=None)
+    assert "lacks model.layers.4.input_layernorm.weight" in refusal(folder)
+    settings(folder, num_hidden_layers=3, layer_types=None)
+    message = refusal(folder)
+    assert "holds model.layers.3." in message and "6 more tensors" in message and "config.json" in message
+
+
+def test_tensors_that_older_versions_saved_are_harmless(folder):
+    rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    assert load_model(folder).n_layers == 4
+    rewrite(folder, lambda t: t.update({"v_head.summary.weight": torch.ones(1, 64)}))
+    assert "holds v_head.summary.weight" in refusal(folder)
+
+
+def test_other_shapes_are_refused_by_name(folder):
+    settings(folder, intermediate_size=80)
+    message = refusal(folder)
+    assert "mlp.down_proj.weight" in message and "(64, 96) in the file, but (64, 80)" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite(folder, value):
+    rewrite(folder, lambda t: t["model.norm.weight"].__setitem__(3, value))
+    assert "model.norm.weight holds NaN or infinity" in refusal(folder)
+
+
+def test_matrices_of_zeros(folder, checkpoint, tmp_path):
+    rewrite(folder, lambda t: t[UP].zero_())
+    assert f"{UP} is all zero" in refusal(folder)
+    biased = shutil.copytree(checkpoint("qwen2"), tmp_path / "biased")
+    rewrite(biased, lambda t: [x.zero_() for key, x in t.items() if key.endswith("bias")])
+    assert load_model(biased).n_layers == 4
+
+
+def test_tied_embeddings_are_not_missing(tmp_path):
+    tokenizer = train_tokenizer()
+    build_model("llama", len(tokenizer) + 40, tie_word_embeddings=True).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = load_model(tmp_path, dtype="bfloat16")
+    assert model.vocab_size == len(tokenizer) + 40
+    assert model.next_token_logits([model.render("Buy")]).isfinite().all()
+
+
+def test_damaged_files(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    for raw in (whole[:-1000], whole[:5], b"", b"\xff" * 64):
+        (folder / "model.safetensors").write_bytes(raw)
+        assert "model.safetensors: damaged safetensors" in refusal(folder)
+    (folder / "model.safetensors").unlink()
+    assert "no weights" in refusal(folder)
+
+
+def test_an_index_of_shards_that_are_not_all_there(checkpoint, tmp_path):
+    folder = tmp_path / "sharded"
+    hf = build_model("llama", len(train_tokenizer()))
+    hf.save_pretrained(folder, max_shard_size="200KB")
+    train_tokenizer().save_pretrained(folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1 and load_model(folder).n_layers == 4
+    index = folder / "model.safetensors.index.json"
+    text = index.read_text()
+    index.write_text(text.replace("model.norm.weight", "model.norma.weight"))
+    assert "lacks the tensor model.norma.weight" in refusal(folder)
+    index.write_text(json.dumps({"weight_map": 3}))
+    assert "weight_map" in refusal(folder)
+    index.write_text(text)
+    shards[1].unlink()
+    assert f"names {shards[1].name}, which is not there" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": "nonsense"}, {"hidden_size": "wide"}, {"num_attention_heads": 0}, {"num_hidden_layers": -1}],
+)
+def test_configurations_that_make_no_sense(folder, change):
+    settings(folder, **change)
+    refusal(folder)
+
+
+def test_folders_that_hold_a_model_deeper_or_are_files(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("llama"), tmp_path / "outer" / "inner")
+    assert f"did you mean {tmp_path / 'outer' / 'inner'}?" in refusal(tmp_path / "outer")
+    assert "a file; give the model's folder" in refusal(checkpoint("llama") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint, tmp_path_factory):
+    """A LoRA adapter that changes the tiny Llama visibly."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter")
+    hf = AutoModelForCausalLM.from_pretrained(checkpoint("llama"))
+    tuned = get_peft_model(hf, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    tuned.save_pretrained(folder)
+    return folder, tuned
+
+
+def test_an_adapter_is_put_on_its_base(adapter, checkpoint, tiny_model):
+    folder, tuned = adapter
+    model = load_model(folder)
+    row = model.render("Buy the laptop")
+    with torch.no_grad():
+        wanted = tuned(torch.tensor([row.ids])).logits[0, -1]
+    assert torch.allclose(model.next_token_logits([row])[0], wanted, atol=1e-4)
+    assert model.name == f"{folder} on {checkpoint('llama')}"
+    assert model.fingerprint != tiny_model.fingerprint and not model.parts_problem
+    assert load_model(folder, base=checkpoint("llama")).fingerprint == model.fingerprint
+
+
+def test_adapters_that_do_not_fit(adapter, checkpoint, tmp_path):
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    assert "does not fit this base" in refusal(folder, base=checkpoint("gpt2"))
+    assert "no adapter" in refusal(checkpoint("llama"), base=checkpoint("llama"))
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = min(tensors)
+    save_file({k: v for k, v in tensors.items() if k != key}, file)
+    with pytest.raises(UserError, match=f"lacks {key}"):
+        load_model(folder)
+    save_file({k: v * float("nan") for k, v in tensors.items()}, file)
+    assert "holds NaN" in refusal(folder)
+    found = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(found | {"base_model_name_or_path": "/nowhere/base"}))
+    assert "/nowhere/base, which does not load" in refusal(folder) and "base=" in refusal(folder)
+
+
+def test_gguf_without_its_package_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "model-q8.gguf").write_bytes(b"GGUF")
+    assert "pip install gguf" in refusal(tmp_path / "model-q8.gguf")
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert "2 GGUF files" in refusal(tmp_path)
+
+
+def test_a_gguf_file_that_is_damaged(tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "model-q8.gguf").write_bytes(b"GGUF")
+    assert "cannot load" in refusal(tmp_path / "model-q8.gguf")
