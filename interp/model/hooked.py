@@ -21,7 +21,7 @@ from pingscope.interp.chat.batching import Batch, collate, token_budget_batches
 from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
-from pingscope.interp.model.check import check_forward
+from pingscope.interp.model.check import LogitsWatch, check_best, check_forward, refuse_numbers
 from pingscope.interp.model.contract import Past
 from pingscope.interp.model.families import block_parts, check_layout, find_module, resolve_family, text_config
 from pingscope.interp.model.hooks import Edit, Handle, Sink, capture, check_edits, edit, live_edits, on_residual
@@ -229,6 +229,9 @@ class HookedModel:
 
         Batches are cut by length; padding is gone from the result. The forward pass ends at the deepest
         layer, so edits beyond it have no effect. Tensors are in the model's dtype, on its device.
+
+        Raises:
+            UserError: a prompt too long, or whose activations are not finite.
         """
         wanted = resolve_layers(layers, self.n_layers)
         out: dict[int, list[Any]] = {layer: [None] * len(rows) for layer in wanted}
@@ -238,12 +241,17 @@ class HookedModel:
         def keep(layer: int, x: Tensor) -> None:
             for j, i in enumerate(order):  # copies: a view would pin the padded block
                 out[layer][i] = x[j, kept[i]] if kept else x[j, : len(rows[i])].clone()
+                sound.append(torch.isfinite(out[layer][i]).all())
 
         self.check_context(rows)
         check_edits(self, edits, rows)
         for order in self._orders(rows, token_budget):
+            sound: list[Tensor] = []  # asked about once a batch: each answer waits for the device
             with torch.no_grad():
                 self.read(self.batch([rows[i] for i in order]), wanted, keep, edits)
+            if not all(bool(one) for one in sound):
+                first = next(k for k, one in enumerate(sound) if not bool(one))
+                refuse_numbers(self.name, rows[order[first % len(order)]].id, "activations")
         return out
 
     def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
@@ -276,12 +284,16 @@ class HookedModel:
         ``past`` holds keys and values of the batch's first columns.
         """
         own = self.hf.generation_config
+        watch = LogitsWatch(self.name, [row.id for row in batch.rows], bool(settings.do_sample))
         # The checkpoint's own settings fill every gap of those passed in, so they step aside for the call.
         self.hf.generation_config = settings
         try:
             with self.evaluating(), edit(self, batch.rows, edits, settings.max_new_tokens - 1):
-                said = self.hf.generate(batch.ids, attention_mask=batch.mask, past_key_values=past)
-                return said[:, batch.ids.shape[1] :]
+                said = self.hf.generate(
+                    batch.ids, attention_mask=batch.mask, past_key_values=past, logits_processor=[watch]
+                )
+            watch.check()
+            return said[:, batch.ids.shape[1] :]
         finally:
             self.hf.generation_config = own
 
@@ -296,6 +308,9 @@ class HookedModel:
         """Logits after each row's last token, float32 on the CPU; the head runs at that token alone.
 
         ``prompts`` keeps what was read of these prompts for the next call, where edits leave their beginning alone.
+
+        Raises:
+            UserError: a prompt too long, or whose logits are NaN or infinite.
         """
         logits = torch.empty((len(rows), self.vocab_size))
         self.check_context(rows)
@@ -307,6 +322,7 @@ class HookedModel:
             with torch.no_grad():
                 found = self.last_logits(batch, live, past)
             logits[order] = found[:, : self.vocab_size].float().cpu()
+            check_best(self.name, [row.id for row in batch.rows], logits[order].amax(-1))
         return logits
 
 

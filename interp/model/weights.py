@@ -98,9 +98,9 @@ def _listed(keys: Iterable[str]) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the table of missing and unexpected tensors: what it says is refused in one line."""
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger = logging.getLogger("transformers")
     before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_model, train_tokenizer
 
-from pingscope.interp import UserError, load_model
+from pingscope.interp import Prompt, UserError, load_model
+from pingscope.interp.generate.generation import generate
+from pingscope.interp.generate.shared_prompts import SharedPrefill
 
 UP = "model.layers.2.mlp.up_proj.weight"
 
@@ -190,3 +192,39 @@ def test_a_gguf_file_that_is_damaged(tmp_path):
     pytest.importorskip("gguf")
     (tmp_path / "model-q8.gguf").write_bytes(b"GGUF")
     assert "cannot load" in refusal(tmp_path / "model-q8.gguf")
+
+
+def overflowing(folder):
+    """Finite weights whose logits are infinite: a checkpoint that overflowed."""
+    rewrite(folder, lambda t: t["lm_head.weight"].div_(t["lm_head.weight"].abs().max()).mul_(3e38))
+    return load_model(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"use_cache": False}, {"prefill_chunk": 4}])
+def test_a_head_without_meaning_is_stopped(folder, options):
+    model = overflowing(folder)
+    row = model.render(Prompt("first", "Buy the laptop"))
+    with pytest.raises(UserError, match=r"'first'.*logits that are NaN or infinite"):
+        generate(model, [row], max_new_tokens=4, **options)
+    with pytest.raises(UserError, match=r"'first'.*logits that are NaN or infinite"):
+        model.next_token_logits([row])
+    with pytest.raises(UserError, match=r"'first'.*logits that are NaN or infinite"):
+        generate(model, [row], max_new_tokens=4, said=[(9, 8)])
+    with pytest.raises(UserError, match="logits that are NaN or infinite"):
+        SharedPrefill(model).generate([row], max_new_tokens=4)
+
+
+def test_activations_without_meaning_are_stopped(folder):
+    model = load_model(folder)
+    rows = [model.render(Prompt(name, text)) for name, text in (("first", "Buy"), ("second", "Delete @ it"))]
+    odd = next(i for i in rows[1].ids if i not in rows[0].ids)
+    with torch.no_grad():
+        model.hf.model.embed_tokens.weight[odd] = float("nan")
+    assert model.residuals(rows[:1], "all")[3][0].isfinite().all()
+    with pytest.raises(UserError, match=r"'second'.*activations that are NaN or infinite"):
+        model.residuals(rows, "all")
+
+
+def test_a_model_that_overflows_on_two_tokens_is_refused(folder):
+    rewrite(folder, lambda t: t[UP].div_(t[UP].abs().max()).mul_(3e38))
+    assert "after layer 2" in refusal(folder)
