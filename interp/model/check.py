@@ -99,12 +99,12 @@ def check_forward(model: Model) -> str:
             last = model.base(**given).last_hidden_state
     except UserError:
         raise
-    except Exception as error:  # a foreign architecture fails in any way
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+    except Exception as broken:  # a foreign architecture fails in any way
+        reason = " ".join(str(broken).split())[:160]
         raise UserError(
-            f"{type(model.hf).__name__}: two tokens do not run through it ({type(error).__name__}: {reason}); "
+            f"{type(model.hf).__name__}: two tokens do not run through it ({type(broken).__name__}: {reason}); "
             "pass the path of the decoder blocks as blocks=…, or check its config.json"
-        ) from error
+        ) from broken
     finally:
         for handle in handles:
             handle.remove()
