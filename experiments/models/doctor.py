@@ -90,7 +90,16 @@ def check_backend(
     model: HookedModel, backend: str, rows: Sequence[Rendered], progress: Callable[[str], None]
 ) -> list[Check]:
     """The parity suite of one backend against plain runs of ``model``; transformer_lens gets a copy."""
-    return run_parity(adopt(model, backend), model, rows, progress=progress)
+    try:
+        return run_parity(adopt(model, backend), model, rows, progress=progress)
+    except UserError:
+        raise
+    except Exception as broken:  # a foreign architecture fails in any way
+        reason = " ".join(str(broken).split())[:160]
+        raise UserError(
+            f"{model.name}: the comparison by backend {backend} broke off ({type(broken).__name__}: {reason}); do not "
+            "trust numbers of this model"
+        ) from broken
 
 
 def examine(model: HookedModel) -> list[Finding]:

@@ -20,6 +20,8 @@ HARMLESS = re.compile(
     r"(^|\.)(attn|attention|self_attention)\.(masked_bias|bias)$|rotary_emb\.\w+$|(^|\.)(position_ids|token_type_ids)$"
     r"|(^|\.)(embed_positions\.weights|embed_positions\._float_tensor|masked_bias)$"
 )
+# Where zero is a start or a setting like any other: offsets, LoRA's second matrix, a router that has not learnt yet.
+MAY_BE_ZERO = re.compile(r"bias\w*$|lora_|router|\.gate\.weight$")
 
 
 def load_checked(auto: Any, source: str, name: str, **options: Any) -> Any:
@@ -71,7 +73,7 @@ def check_loading(name: str, info: Mapping[str, Any]) -> None:
 def check_values(name: str, hf: nn.Module) -> None:
     """Refuse weights that are not finite, and matrices of zeros; one pass over each tensor, wherever it is.
 
-    A bias of zeros, a norm's offset and LoRA's second matrix may be zero. What is not in memory (offloaded) or stored
+    A bias, a norm's offset and what :data:`MAY_BE_ZERO` names may be zero. What is not in memory (offloaded) or stored
     in 8 bits and less cannot be read so and is left out.
     """
     for key, tensor in hf.named_parameters():
@@ -80,7 +82,7 @@ def check_values(name: str, hf: nn.Module) -> None:
         least, most = (float(value) for value in torch.aminmax(tensor))
         if not torch.isfinite(torch.tensor([least, most])).all():
             raise UserError(f"{name}: {key} holds NaN or infinity; the checkpoint is damaged, use another one")
-        if least == most == 0 and tensor.ndim > 1 and "lora_" not in key:
+        if least == most == 0 and tensor.ndim > 1 and not MAY_BE_ZERO.search(key):
             raise UserError(f"{name}: {key} is all zero; the checkpoint is damaged or unfinished, use another one")
 
 
