@@ -44,7 +44,12 @@ def find_source(name: str, base: str | None = None) -> Source:
         folder_like = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
         if folder_like or ("/" in name and path.parent.is_dir()):
             raise UserError(f"{name}: no such model folder; give a folder with {CONFIG} or a hub id")
-    elif (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
+    elif (path / ADAPTER).is_file():
+        if whole := list(path.glob("model*.safetensors")):  # transformers would read the adapter's base instead
+            raise UserError(
+                f"{path}: holds a model ({whole[0].name}) and an adapter ({ADAPTER}); put the adapter's files into a "
+                "folder of their own"
+            )
         return Source(_base_of(path, base), adapter=path)
     if base is not None:
         raise UserError(f"{name}: is no adapter (no {ADAPTER}), so base {base!r} has no meaning; leave it out")

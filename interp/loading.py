@@ -73,6 +73,8 @@ def load_model(
 
         return remote_model(name, tokenizer, revision, blocks)
     hf = _weights(source, name, dtypes[dtype], device, attn_implementation, common)
+    if getattr(hf, "_hf_peft_config_loaded", False):
+        raise UserError(f"{name}: a PEFT adapter on the hub; download it and give its folder, with base=… if needed")
     if source.adapter is not None:
         hf = with_adapter(hf, source.adapter, name)
     if device != "sharded" and not getattr(hf, "is_quantized", False):  # quantised weights are placed as they load

@@ -59,9 +59,12 @@ def test_a_layer_more_in_the_configuration_or_in_the_file(folder):
     assert "holds model.layers.3." in message and "6 more tensors" in message and "config.json" in message
 
 
-def test_tensors_that_older_versions_saved_are_harmless(folder):
+def test_tensors_that_older_versions_saved_are_harmless(folder, checkpoint, tmp_path):
     rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
     assert load_model(folder).n_layers == 4
+    old = shutil.copytree(checkpoint("gpt2"), tmp_path / "gpt2")
+    rewrite(old, lambda t: t.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8)}))
+    assert load_model(old).n_layers == 4
     rewrite(folder, lambda t: t.update({"v_head.summary.weight": torch.ones(1, 64)}))
     assert "holds v_head.summary.weight" in refusal(folder)
 
@@ -178,6 +181,14 @@ def test_adapters_that_do_not_fit(adapter, checkpoint, tmp_path):
     found = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(found | {"base_model_name_or_path": "/nowhere/base"}))
     assert "/nowhere/base, which does not load" in refusal(folder) and "base=" in refusal(folder)
+
+
+def test_an_adapter_beside_a_model_is_not_guessed_at(adapter, folder):
+    (folder / "adapter_config.json").write_bytes((adapter[0] / "adapter_config.json").read_bytes())
+    shutil.copy(adapter[0] / "adapter_model.safetensors", folder)
+    assert "holds a model (model.safetensors) and an adapter" in refusal(folder)
+    (folder / "model.safetensors").unlink()  # some trainers leave the base's config.json beside their adapter
+    assert load_model(folder).fingerprint == load_model(adapter[0]).fingerprint
 
 
 def test_gguf_without_its_package_names_it(tmp_path, monkeypatch):
