@@ -80,10 +80,11 @@ def doctor_command(
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """The first table; a column of notes only where there are some."""
-    noted = any(f.warning for f in findings)
-    rows = [[f.name, f.value, *([f"FAILED: {f.warning}" if f.fails else f.warning] if noted else [])] for f in findings]
-    print_table(["checkpoint", "found", *(["note"] if noted else [])], rows)
+    """The first table, and under it what is to be minded: sentences would make the table wider than a terminal."""
+    print_table(["checkpoint", "found"], [[f.name, f.value] for f in findings])
+    for finding in findings:
+        if finding.warning:
+            typer.echo(f"{'FAILED' if finding.fails else 'note'}: {finding.name}: {finding.warning}")
 
 
 def check_backend(

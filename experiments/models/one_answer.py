@@ -15,7 +15,7 @@ from pingscope.interp.model.hooked import HookedModel
 
 EXAMPLE = Prompt("example", "Send the invoice to the office.", system="You are a web agent.", page="inbox, notes")
 ANSWER = "It is done."  # of the conversation whose end of turn is looked at
-NEW_TOKENS = 32
+NEW_TOKENS, SHOWN = 32, 24  # tokens generated, characters of them shown
 # What a foreign template can end in.
 UNRENDERED = (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError)
 
@@ -107,7 +107,7 @@ def _answer(model: HookedModel, row: Rendered) -> Finding:
     except UserError as error:
         return Finding("one answer", "none", str(error), fails=True)
     if spread == 0:
-        return Finding("one answer", repr(said.text[:40]), "every token is equally likely; the head is empty", True)
+        return Finding("one answer", repr(said.text[:SHOWN]), "every token is equally likely; the head is empty", True)
     ending = "ended by itself" if said.finished else f"cut off at {new} tokens"
     empty = "the answer is empty" if not said.text.strip() else ""
-    return Finding("one answer", f"{said.text[:40]!r}, {len(said.ids)} tokens, {ending}", empty)
+    return Finding("one answer", f"{said.text[:SHOWN]!r}, {ending}", empty)
