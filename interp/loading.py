@@ -1,4 +1,4 @@
-"""From a hub id or a folder to a model: weights from safetensors only, no code from the checkpoint unless asked for."""
+"""From a hub id, a folder, an adapter or a GGUF file to a model whose weights are all those of its files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from pingscope.interp.backends import adopt, check_backend, wrap
+from pingscope.interp.checkpoint import Source, find_source
 from pingscope.interp.errors import UserError
+from pingscope.interp.model.adapters import with_adapter
 from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.model.weights import in_short, load_checked
 
 
 def load_model(
@@ -25,6 +28,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     blocks: str | None = None,
+    base: str | Path | None = None,
 ) -> HookedModel:
     """Load a folder or hub id: weights from safetensors only, no code from the checkpoint unless asked for.
 
@@ -39,68 +43,84 @@ def load_model(
         copy: of a loaded model, before transformer_lens rewrites its modules.
         chat_template: a file with a Jinja template, or the template itself.
         blocks: path of the decoder blocks, for an architecture that is not known.
+        base: of a PEFT folder, the model that it is put on (default: the one that its configuration names). The
+            adapter is merged: what is read is an ordinary model, and its fingerprint covers both.
 
     Raises:
-        UserError: a folder that does not exist or lacks weights, an unknown hub id, a bad option.
+        UserError: a folder that does not exist, weights that are missing, left over, damaged, pickled, not finite or
+            all zero (by tensor name), an unknown hub id, a bad option.
     """
     check_backend(backend, remote)
     if not isinstance(path_or_id, str | Path):
         return adopt(path_or_id, backend, copy=copy, remote=remote)
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoTokenizer,
-    )
-
-    name = str(path_or_id)
-    folder = Path(name).expanduser()
-    local = folder.exists()
-    # "runs/base" reads as a hub id too: it is a folder to whoever has a folder "runs".
-    folder_like = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not local and (folder_like or ("/" in name and folder.parent.is_dir())):
-        raise UserError(f"{name}: no such model folder; give a folder with config.json or a hub id")
-    if local and not (folder / "config.json").is_file():
-        raise UserError(f"{name}: not a model folder (no config.json); give the folder that holds it")
     dtypes = {"auto": "auto"} | {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
     if dtype not in dtypes:
         raise UserError(f"dtype {dtype!r}: unknown; use one of {', '.join(dtypes)}")
-    source = str(folder) if local else name
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    placement = {"device_map": "auto"} if device == "sharded" else {}
-    hf: Any
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        if chat_template is not None:
-            tokenizer.chat_template = _read_template(chat_template)
-        if remote is True:
-            from pingscope.interp.backends.nnsight import remote_model
+    name = str(path_or_id)
+    source = find_source(name, None if base is None else str(base))
+    if source.adapter is not None:
+        name = f"{name} on {source.weights}"
+    if source.adapter is not None and remote is True:
+        raise UserError(f"{name}: an adapter cannot run on another machine; merge it into its base first")
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if source.gguf:
+        common["gguf_file"] = source.gguf
+    tokenizer = _tokenizer(source, name, common)
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
+    if remote is True:
+        from pingscope.interp.backends.nnsight import remote_model
 
-            return remote_model(name, tokenizer, revision, blocks)
-        config = AutoConfig.from_pretrained(source, **common)
-        # Vision-language models have a class of their own; their text tower is what is read.
-        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
-            config, "auto_map", {}
-        )
-        auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
-        hf = auto.from_pretrained(
-            source,
-            dtype=dtypes[dtype],
-            use_safetensors=True,  # never a pickle
-            attn_implementation=attn_implementation,
-            **placement,
-            **common,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:240]
-        raise UserError(f"{name}: cannot load the model ({reason})") from error
+        return remote_model(name, tokenizer, revision, blocks)
+    hf = _weights(source, name, dtypes[dtype], device, attn_implementation, common)
+    if getattr(hf, "_hf_peft_config_loaded", False):
+        raise UserError(f"{name}: a PEFT adapter on the hub; download it and give its folder, with base=… if needed")
+    if source.adapter is not None:
+        hf = with_adapter(hf, source.adapter, name)
     if device != "sharded" and not getattr(hf, "is_quantized", False):  # quantised weights are placed as they load
         try:
             hf.to(_device(device))
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device!r}: {str(error).splitlines()[0]}; use auto or cpu") from error
     return wrap(HookedModel(hf, tokenizer, name=name, blocks=blocks), backend, remote)
+
+
+def _tokenizer(source: Source, name: str, common: dict[str, Any]) -> Any:
+    """The tokenizer beside the weights; an adapter's own, where it has one."""
+    from transformers import AutoTokenizer
+
+    own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
+    try:
+        return AutoTokenizer.from_pretrained(str(source.adapter) if own else source.weights, **common)
+    except Exception as error:  # a foreign file makes the library fail in any way
+        raise UserError(f"{name}: cannot load the model's tokenizer ({in_short(error)})") from error
+
+
+def _weights(source: Source, name: str, dtype: Any, device: str, attention: str | None, common: dict[str, Any]) -> Any:
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    try:
+        config = AutoConfig.from_pretrained(source.weights, **common)
+    except Exception as error:  # a foreign file makes the library fail in any way
+        raise UserError(f"{name}: cannot load the model ({in_short(error)})") from error
+    # Vision-language models have a class of their own; their text tower is what is read.
+    remote_code = getattr(config, "auto_map", None) or {}
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote_code
+    return load_checked(
+        AutoModelForCausalLM if causal else AutoModelForImageTextToText,
+        source.weights,
+        name,
+        dtype=dtype,
+        use_safetensors=True,  # never a pickle
+        attn_implementation=attention,
+        **({"device_map": "auto"} if device == "sharded" else {}),
+        **common,
+    )
 
 
 def _device(device: str) -> str:

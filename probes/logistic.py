@@ -29,6 +29,8 @@ from sklearn.preprocessing import StandardScaler
 
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_json, sha256_of
+from pingscope.interp.model.belonging import check_belongs
+from pingscope.interp.model.hooked import HookedModel
 from pingscope.probes.gram import sweep
 from pingscope.probes.resampling import Groups, codes
 
@@ -54,6 +56,17 @@ class LayerProbes:
     directions: Float[np.ndarray, "layer d_model"]
     intercepts: Float[np.ndarray, " layer"]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.layers)
+        if self.directions.ndim != 2 or self.directions.shape[0] != n or self.intercepts.shape != (n,):
+            raise UserError(
+                f"probes: {n} layers, but directions {self.directions.shape} and intercepts {self.intercepts.shape}; "
+                "fit them again"
+            )
+        for layer, w, b in zip(self.layers, self.directions, self.intercepts, strict=True):
+            if not (np.isfinite(w).all() and np.isfinite(b)):
+                raise UserError(f"probes: layer {layer} is not finite; fit them again, with another C")
 
     @classmethod
     def fit(
@@ -113,6 +126,21 @@ class LayerProbes:
             return x.to(dtype) @ torch.as_tensor(w, dtype=dtype, device=x.device) + b
         return np.asarray(x.astype(np.float64) @ w + b)  # 0-d for a single vector
 
+    def check_model(self, model: HookedModel, *, transfer: bool = False, path: str | Path = "") -> dict[str, Any]:
+        """Refuse a model that these probes cannot be read on, or were not fitted on without ``transfer`` being asked.
+
+        Returns:
+            Where the probes are from and read on, see :func:`pingscope.interp.model.belonging.check_belongs`.
+        """
+        width, deepest = self.directions.shape[1], max(self.layers)
+        if width != model.d_model or deepest >= model.n_layers:
+            raise UserError(
+                f"{path or 'probes'}: probes of width {width}, layers up to {deepest}, but {model.name} has d_model "
+                f"{model.d_model} and {model.n_layers} layers; fit probes on this model's own store (pingscope cache, "
+                "pingscope probe)"
+            )
+        return check_belongs(self.meta, model, transfer, "probes", path)
+
     def save(self, folder: str | Path) -> None:
         """Write ``probes.safetensors``, then ``probes.json`` with its hash: load notices a torn pair."""
         folder = Path(folder)
@@ -125,19 +153,46 @@ class LayerProbes:
     def load(cls, folder: str | Path) -> LayerProbes:
         """Read a saved probe; a missing, torn or foreign file is a :class:`UserError`."""
         folder = Path(folder)
-        facts = read_json(folder / "probes.json")
+        facts = _record(folder / "probes.json")
         try:
             raw = (folder / "probes.safetensors").read_bytes()
-            layers, meta, wanted = tuple(facts["layers"]), facts["meta"], facts["sha256"]
             arrays = load_arrays(raw)
             directions, intercepts = arrays["directions"], arrays["intercepts"]
-        except FileNotFoundError as error:
+        except OSError as error:
             raise UserError(f"{folder}/probes.safetensors: no such file; fit the probes again") from error
-        except (KeyError, TypeError, SafetensorError) as error:
-            raise UserError(f"{folder}: not saved probes ({error}); fit the probes again") from error
-        if sha256_of(raw) != wanted or len(layers) != len(directions) or facts.get("format") != _FORMAT:
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise UserError(f"{folder}/probes.safetensors: not saved probes ({error}); fit them again") from error
+        layers = tuple(facts["layers"])
+        if sha256_of(raw) != facts["sha256"] or len(layers) != len(directions):
             raise UserError(f"{folder}: probes.safetensors and probes.json do not belong together; fit again")
-        return cls(layers, directions, intercepts, meta)
+        if directions.dtype != np.float64 or intercepts.dtype != np.float64:
+            raise UserError(f"{folder}/probes.safetensors: {directions.dtype}, not float64; fit the probes again")
+        try:
+            return cls(layers, directions, intercepts, facts["meta"])
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+
+
+_FIELDS: dict[str, type] = {"format": int, "layers": list, "sha256": str, "meta": dict}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record beside the arrays, every field of it as :meth:`LayerProbes.save` writes it."""
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: not the record of saved probes; fit the probes again")
+    for name in sorted(set(facts) ^ set(_FIELDS)):
+        state = "unknown" if name in facts else "missing"
+        raise UserError(f"{path}: field {name} is {state}; fit the probes again")
+    for name, kind in _FIELDS.items():
+        if type(facts[name]) is not kind:
+            raise UserError(f"{path}: field {name} is {facts[name]!r:.40}, not {kind.__name__}; fit the probes again")
+    if facts["format"] != _FORMAT:
+        raise UserError(f"{path}: format {facts['format']}, not {_FORMAT}; fit the probes again")
+    layers = facts["layers"]
+    if not layers or any(type(layer) is not int or layer < -1 for layer in layers) or len(set(layers)) < len(layers):
+        raise UserError(f"{path}: field layers is {layers!r:.40}, not distinct layer numbers; fit the probes again")
+    return facts
 
 
 def is_harmful(labels: Sequence[Any] | np.ndarray) -> np.ndarray:

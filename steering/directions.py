@@ -45,7 +45,10 @@ class Direction:
             widths = len(self.vectors[layer]), len(other.vectors[layer])
             if widths[0] != widths[1]:
                 raise UserError(f"directions: layer {layer} has widths {widths[0]} and {widths[1]}; use one model")
-        return Direction({layer: function(self.vectors[layer], other.vectors[layer]) for layer in self.layers})
+        # What both say stays said: a sum of directions of one model belongs to that model.
+        common = {key: value for key, value in self.meta.items() if key in other.meta and other.meta[key] == value}
+        vectors = {layer: function(self.vectors[layer], other.vectors[layer]) for layer in self.layers}
+        return Direction(vectors, common)
 
     def __add__(self, other: Direction) -> Direction:
         return self._with(other, np.add)
@@ -64,7 +67,8 @@ class Direction:
     def without(self, other: Direction) -> Direction:
         """The part at right angles to ``other`` on every layer."""
         onto, along = other.unit(), self.dot(other.unit())
-        return self - Direction({layer: along[layer] * vector for layer, vector in onto.vectors.items()})
+        shadow = Direction({layer: along[layer] * vector for layer, vector in onto.vectors.items()}, self.meta)
+        return self - shadow
 
     def unit(self) -> Direction:
         """Length 1 on every layer.
@@ -107,6 +111,8 @@ class Direction:
         """Read a saved direction; a missing, torn or foreign file is a :class:`UserError`."""
         folder = Path(folder)
         facts = read_json(folder / "direction.json")
+        if not isinstance(facts, dict) or not isinstance(facts.get("meta"), dict):
+            raise UserError(f"{folder / 'direction.json'}: not the record of a saved direction; save it again")
         try:
             raw = (folder / "direction.safetensors").read_bytes()
             meta, wanted = facts["meta"], facts["sha256"]
@@ -119,6 +125,8 @@ class Direction:
             raise UserError(f"{folder}: not a saved direction ({error}); save it again") from error
         if sha256_of(raw) != wanted:
             raise UserError(f"{folder}: the two files of the direction do not belong together; save it again")
+        if facts.get("layers") != sorted(vectors) or any(v.dtype != np.float64 for v in vectors.values()):
+            raise UserError(f"{folder}: layers or numbers are not those of the record; save the direction again")
         return cls(vectors, meta)
 
 

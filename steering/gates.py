@@ -178,7 +178,7 @@ class Gate:
                 row["model"],
                 row["meta"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise UserError(f"{source}: not a saved gate ({error}); calibrate it again") from error
         if row.get("format") != _FORMAT or row.get("identity") != gate.hash:
             raise UserError(f"{source}: the gate's numbers do not match its identity; calibrate it again")

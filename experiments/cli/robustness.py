@@ -29,6 +29,7 @@ from pingscope.experiments.studies.robustness.guards import (
 from pingscope.experiments.tasks.presets import deduplicate
 from pingscope.experiments.tasks.sources import environment_for, read_tasks
 from pingscope.interp.errors import UserError
+from pingscope.interp.model.weights import load_checked
 from pingscope.steering.injection import Arm
 
 NO_ACTIVATIONS = "The model stands behind an endpoint: behaviour only. No activations, probes, tracks or steering."
@@ -101,7 +102,7 @@ def open_guard(spec: str) -> Guard:
     auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        guard = auto.from_pretrained(name, dtype="auto", use_safetensors=True).eval()
+        guard = load_checked(auto, name, name, dtype="auto", use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise UserError(f"--guard {spec}: cannot load it ({' '.join(str(error).split())[:200]})") from error
     return classifier_guard(guard, tokenizer) if kind == "classifier" else lm_guard(guard, tokenizer, FORMATS[kind])

@@ -20,6 +20,7 @@ from pingscope.interp.errors import UserError
 from pingscope.interp.files import write_json
 from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.loading import load_model
+from pingscope.interp.model.belonging import transfer_note
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.steering.injection import SAFETY_SYSTEM, Arm
 
@@ -88,14 +89,10 @@ def choosing_and_shown(tasks: str, limit: int, validation: str, n: int) -> tuple
     return choosing, shown
 
 
-def check_width(probes: LayerProbes, model: HookedModel, path: Path) -> None:
-    """Probes must have been fitted on this model's width."""
-    width = probes.directions.shape[1]
-    if width != model.d_model:
-        raise UserError(
-            f"{path}: probes of width {width}, but {model.name} has d_model {model.d_model}; "
-            "fit probes on this model's own store (pingscope cache, pingscope probe)"
-        )
+def check_width(probes: LayerProbes, model: HookedModel, path: Path, transfer: bool = False) -> list[str]:
+    """Refuse probes of another model, unless the transfer is asked for; sentences on it for the results' limits."""
+    note = transfer_note(probes.check_model(model, transfer=transfer, path=path))
+    return [note] if note else []
 
 
 def named_arm(name: str, text: str) -> Arm:

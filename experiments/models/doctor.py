@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import typer
 
 from pingscope.experiments.cli.tables import print_table
+from pingscope.experiments.models.one_answer import Finding, try_prompt
 from pingscope.experiments.run.progress import bar, hide_weight_bars, say
 from pingscope.experiments.tasks.sources import read_template
 from pingscope.interp.backends import BACKENDS, adopt
 from pingscope.interp.backends.parity import Check, run_parity, sample_prompts, sliding_window
-from pingscope.interp.chat.rendering import Prompt, Rendered
+from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.loading import load_model
 from pingscope.interp.model.hooked import HookedModel
 
-EXAMPLE = Prompt("example", "Send the invoice to the office.", system="You are a web agent.", page="inbox, notes")
 GIGABYTE = 1e9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the first table; ``warning`` is empty where all is well."""
-
-    name: str
-    value: str
-    warning: str = ""
 
 
 def doctor_command(
@@ -41,7 +31,15 @@ def doctor_command(
     attention: str,
     chat_template: Any,
     out: Any,
+    *,
+    blocks: str = "",
+    base: str = "",
 ) -> None:
+    """Load, look, try one prompt and one answer, compare with plain runs; exit code 1 if anything is not to be trusted.
+
+    Args:
+        blocks: path of the decoder blocks of an architecture that is not known; base: the model of an adapter.
+    """
     for backend in backends:
         if backend not in BACKENDS:
             raise UserError(f"--backend {backend!r}: unknown; use one of {', '.join(BACKENDS)}")
@@ -52,9 +50,11 @@ def doctor_command(
         dtype=dtype,
         attn_implementation=attention or None,
         chat_template=read_template(chat_template),
+        blocks=blocks or None,
+        base=base or None,
     )
     findings = examine(model)
-    print_table(["checkpoint", "", ""], [[f.name, f.value, f.warning] for f in findings])
+    print_findings(findings)
     rows = sample_prompts(model, max_tokens)
     window = sliding_window(model)
     if window and max(map(len, rows)) <= window:
@@ -68,17 +68,39 @@ def doctor_command(
         from pingscope.interp.files import write_json
 
         write_json(out, to_json(model, findings, checks))
-    failed = [f"{backend}: {c.name}" for backend, found in checks.items() for c in found if not c.ok]
+    failed = [f.name for f in findings if f.fails]
+    failed += [f"{backend}: {c.name}" for backend, found in checks.items() for c in found if not c.ok]
     if failed:
         say(f"failed: {', '.join(failed)}; do not trust numbers of this model until that is understood")
+        typer.echo(f"verdict: {model.name} is not to be trusted here ({len(failed)} of the checks above failed)")
         raise typer.Exit(1)
+    warned = [f.name for f in findings if f.warning]
+    care = f"; mind the notes on {', '.join(warned)}" if warned else ""
+    typer.echo(f"verdict: {model.name} can be trusted here: {sum(map(len, checks.values()))} comparisons agree{care}")
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """The first table, and under it what is to be minded: sentences would make the table wider than a terminal."""
+    print_table(["checkpoint", "found"], [[f.name, f.value] for f in findings])
+    for finding in findings:
+        if finding.warning:
+            typer.echo(f"{'FAILED' if finding.fails else 'note'}: {finding.name}: {finding.warning}")
 
 
 def check_backend(
     model: HookedModel, backend: str, rows: Sequence[Rendered], progress: Callable[[str], None]
 ) -> list[Check]:
     """The parity suite of one backend against plain runs of ``model``; transformer_lens gets a copy."""
-    return run_parity(adopt(model, backend), model, rows, progress=progress)
+    try:
+        return run_parity(adopt(model, backend), model, rows, progress=progress)
+    except UserError:
+        raise
+    except Exception as broken:  # a foreign architecture fails in any way
+        reason = " ".join(str(broken).split())[:160]
+        raise UserError(
+            f"{model.name}: the comparison by backend {backend} broke off ({type(broken).__name__}: {reason}); do not "
+            "trust numbers of this model"
+        ) from broken
 
 
 def examine(model: HookedModel) -> list[Finding]:
@@ -91,46 +113,29 @@ def examine(model: HookedModel) -> list[Finding]:
     return [
         Finding("model", model.name),
         Finding("architecture", f"{type(hf).__name__}, family {model.family.name}, blocks at {model.family.blocks}"),
-        Finding("size", f"{model.n_layers} layers x {model.d_model}, {model.n_heads} heads x {model.head_dim}"),
+        Finding("size", f"{model.n_layers} layers x {model.d_model}" + _heads(model)),
         Finding("parts of a block", "attention and MLP add up" if not parts else "stream only", parts),
         Finding("context", f"{model.context_length} tokens" + (f", sliding window {window}" if window else "")),
         Finding("dtype", dtype, "half precision: parity is looser" if "16" in dtype else ""),
         Finding("device", str(model.device)),
         Finding("attention", kernel),
-        *_template(model),
+        *try_prompt(model),
         *_memory(model),
     ]
 
 
-def _template(model: HookedModel) -> list[Finding]:
-    try:
-        row = model.render(EXAMPLE)
-    except UserError as error:
-        try:
-            row = model.render(EXAMPLE, system=None)
-        except UserError:
-            return [Finding("chat template", "cannot render", str(error))]
-        without = "refuses a system prompt; put it in the instruction"
-    else:
-        without = ""
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    count = row.ids.count(bos) if bos is not None else 0
-    doubled = f"{count} BOS tokens; a template should write one or none" if count > 1 else ""
-    roles = Counter(row.roles)
-    return [
-        Finding("chat template", f"hash {model.template_hash[:12]}", without),
-        Finding("BOS tokens", "no BOS in the vocabulary" if bos is None else str(count), doubled),
-        Finding("roles", ", ".join(f"{name} {n}" for name, n in roles.items())),
-        Finding("final token", repr(model.tokenizer.decode([row.ids[row.final]]))),
-    ]
+def _heads(model: HookedModel) -> str:
+    """Heads by size: some families' layers differ."""
+    if not model.n_heads:
+        return ", no attention heads"
+    sizes = " or ".join(map(str, sorted({one.size for one in model.heads})))
+    return f", {model.n_heads} heads x {sizes}"
 
 
 def _memory(model: HookedModel) -> list[Finding]:
     """Decimal gigabytes: of the weights, and per 1000 tokens of keys and values, and of a float32 store."""
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
-    config = model.hf.config.get_text_config(decoder=True)
-    kv_heads = getattr(config, "num_key_value_heads", None) or model.n_heads
-    cache = 2 * model.n_layers * kv_heads * model.head_dim * model.hf.dtype.itemsize * 1000
+    cache = 2 * sum(one.kv_width for one in model.heads) * model.hf.dtype.itemsize * 1000
     store = model.n_layers * model.d_model * 4 * 1000
     return [
         Finding("memory, weights", f"{weights / GIGABYTE:.3f} GB"),
@@ -161,7 +166,7 @@ def to_json(model: HookedModel, findings: Sequence[Finding], checks: dict[str, l
     """What was printed, for a file."""
     return {
         "model": model.name,
-        "findings": {f.name: {"value": f.value, "warning": f.warning} for f in findings},
+        "findings": {f.name: {"value": f.value, "warning": f.warning, "fails": f.fails} for f in findings},
         "parity": {
             backend: {c.name: {"error": c.error, "tolerance": c.tolerance, "n": c.cases, "ok": c.ok} for c in found}
             for backend, found in checks.items()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pingscope.interp.chat.batching import Batch
+from pingscope.interp.model.check import check_best
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.hooks import Condition, Edit, Watch, edit
 
@@ -44,7 +45,10 @@ def decode(
         said: list[list[int]] = [[] for _ in queues]
         done = [False] * len(queues)
         while True:
-            tokens = out.logits[:, -1].argmax(-1).tolist()
+            living = [i for i, over in enumerate(done) if not over]
+            logits = out.logits[:, -1]
+            check_best(model.name, [batch.rows[i].id for i in living], logits.amax(-1)[living])
+            tokens = logits.argmax(-1).tolist()
             for i, queue in enumerate(queues):
                 if done[i]:
                     tokens[i] = model.pad_id

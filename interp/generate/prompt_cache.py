@@ -65,9 +65,7 @@ class PromptCache:
 
     def _fits(self, rows: Sequence[Rendered]) -> bool:
         # A set of prompts that does not fit as a whole would push itself out before it is asked for again.
-        config = self.model.hf.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or self.model.n_heads
-        one = 2 * self.model.n_layers * heads * self.model.head_dim * self.model.hf.dtype.itemsize
+        one = 2 * sum(layer.kv_width for layer in self.model.heads) * self.model.hf.dtype.itemsize
         return one * sum(map(len, rows)) <= self._kept.bound
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> None:

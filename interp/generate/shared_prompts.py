@@ -25,6 +25,7 @@ from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.cascade import Cascade, left_padded, next_logits, prompt_layers, why_not
 from pingscope.interp.generate.generation import Generation, end_ids
+from pingscope.interp.model.check import check_best
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.recent import Recent
 
@@ -190,6 +191,9 @@ class SharedPrefill:
                 kind = Cascade if cascade else _Expanded
                 memory = kind(self.model, kept, [len(p) for p in prompts], padding, ids.shape[1] + new_tokens)
                 logits = memory.forward(ids.to(self.model.device), last)
+                real = [slot for slot, row in enumerate(members) if row >= 0]
+                ids_of = [rows[members[slot]].id for slot in real]
+                check_best(self.model.name, ids_of, logits[:, -1].amax(-1)[real])
                 self.cost.prefix_tokens += sum(len(part) for row, part in zip(members, own, strict=True) if row >= 0)
                 yield members, memory, logits
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,49 @@ def distance(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> float:
     """Largest difference relative to the largest value of ``b``, in float32."""
     a, b = a.detach().float().cpu(), b.detach().float().cpu()
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+
+
+def check_best(name: str, ids: Sequence[str], best: Float[Tensor, " row"]) -> None:
+    """Refuse next-token logits that mean nothing, by the largest of every row; ``ids`` names the rows' prompts.
+
+    Raises:
+        UserError: names the first prompt whose largest logit is NaN or infinite.
+    """
+    sound = torch.isfinite(best)
+    if not bool(sound.all()):
+        refuse_numbers(name, ids[int((~sound).nonzero()[0])])
+
+
+def refuse_numbers(name: str, prompt: str, where: str = "logits") -> NoReturn:
+    """The one line for numbers that overflowed or come from damaged weights."""
+    where_from = f"prompt {prompt!r}: " if prompt else ""
+    raise UserError(
+        f"{where_from}{name} gives {where} that are NaN or infinite; load it in float32, use a smaller dose or another "
+        "checkpoint"
+    )
+
+
+class LogitsWatch:
+    """Among the processors of a generation: changes nothing, and remembers which rows' logits meant nothing.
+
+    At once where tokens are drawn (``drawing``), since no token can be drawn from such logits; otherwise at the end.
+    """
+
+    def __init__(self, name: str, ids: Sequence[str], drawing: bool) -> None:
+        self.name, self.ids, self.drawing = name, ids, drawing
+        self._worst: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.amax(-1)
+        self._worst = best if self._worst is None else self._worst + best * 0  # NaN and infinity stay, as NaN
+        if self.drawing:
+            self.check()
+        return scores
+
+    def check(self) -> None:
+        """Refuse what was seen, see :func:`check_best`; asks the device once."""
+        if self._worst is not None:
+            check_best(self.name, self.ids, self._worst)
 
 
 @torch.no_grad()
@@ -53,17 +97,30 @@ def check_forward(model: Model) -> str:
                     handles.append(on_output(found[name], partial(parts.__setitem__, (layer, name))))
         with model.evaluating():
             last = model.base(**given).last_hidden_state
+    except UserError:
+        raise
+    except Exception as broken:  # a foreign architecture fails in any way
+        reason = " ".join(str(broken).split())[:160]
+        raise UserError(
+            f"{type(model.hf).__name__}: two tokens do not run through it ({type(broken).__name__}: {reason}); "
+            "pass the path of the decoder blocks as blocks=…, or check its config.json"
+        ) from broken
     finally:
         for handle in handles:
             handle.remove()
     kind, where = type(model.hf).__name__, model.family.blocks
-    for layer in (*range(model.n_layers), EMBED):
+    for layer in (EMBED, *range(model.n_layers)):
         if layer not in stream or stream[layer].shape != (1, 2, model.d_model):
             seen = tuple(stream[layer].shape) if layer in stream else "nothing"
             name = "the input of block 0" if layer == EMBED else f"block {layer}"
             raise UserError(
                 f"{kind}: {name} at {where} put out {seen} for 2 tokens, not (1, 2, {model.d_model}); "
                 "pass the path of the decoder blocks as blocks=…"
+            )
+        if not bool(torch.isfinite(stream[layer]).all()):
+            raise UserError(
+                f"{model.name}: two tokens give NaN or infinite activations after layer {layer}; the checkpoint is "
+                "damaged, or overflows in this dtype: load it in float32"
             )
     tolerance = TOLERANCE.get(last.dtype, 5e-2)
     norm = model.final_norm

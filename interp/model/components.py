@@ -60,14 +60,14 @@ def head_split(model: Model, layer: int) -> HeadSplit:
     Raises:
         UserError: a projection without plain weights, or not a multiple of the heads wide.
     """
-    projection, heads = model.part(layer, "projection"), model.n_heads
+    projection, heads = model.part(layer, "projection"), model.heads[layer].count
     weight = getattr(projection, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
         raise UserError(f"layer {layer}: the output projection has no plain weights; load the model unquantised")
     matrix = weight.detach().double()
     if not isinstance(projection, nn.Linear):  # GPT-2's Conv1D keeps (in, out)
         matrix = matrix.T
-    if matrix.shape[0] != model.d_model or matrix.shape[1] % heads:
+    if matrix.shape[0] != model.d_model or not heads or matrix.shape[1] % heads:
         raise UserError(f"layer {layer}: output projection {tuple(matrix.shape)} does not split into {heads} heads")
     bias = getattr(projection, "bias", None)
     norm, gain = _post_norm(model, layer), None

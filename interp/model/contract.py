@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pingscope.interp.chat.rendering import Rendered
-    from pingscope.interp.model.families import Family
+    from pingscope.interp.model.families import Family, Heads
 
 
 @runtime_checkable
@@ -26,6 +26,7 @@ class Model(Protocol):
     parts: list[dict[str, nn.Module] | None]
     n_layers: int
     d_model: int
+    heads: tuple[Heads, ...]
     n_heads: int
     vocab_size: int
     takes_positions: bool

@@ -59,6 +59,12 @@ FAMILIES = (
     Family("vlm-wrapped", *(f"language_model.model.{part}" for part in ("layers", "embed_tokens", "norm"))),
     # Llama, Mistral, Mixtral, Qwen 2/3 (and MoE), Gemma 1-3, Phi-3, OLMo, GLM, Cohere, DeepSeek, Granite, …
     Family("llama", "model.layers", "model.embed_tokens", "model.norm"),
+    Family("lfm2", "model.layers", "model.embed_tokens", "model.embedding_norm"),
+    Family("xglm", "model.layers", "model.embed_tokens", "model.layer_norm"),
+    Family("nemotron-h", "model.layers", "model.embeddings", "model.norm_f"),
+    Family("modernbert-decoder", "model.layers", "model.embeddings.tok_embeddings", "model.final_norm"),
+    Family("biogpt", "biogpt.layers", "biogpt.embed_tokens", "biogpt.layer_norm"),
+    Family("ctrl", "transformer.h", "transformer.w", "transformer.layernorm"),
     Family("phi", "model.layers", "model.embed_tokens", "model.final_layernorm"),
     Family("gpt2", "transformer.h", "transformer.wte", "transformer.ln_f"),
     Family("falcon", "transformer.h", "transformer.word_embeddings", "transformer.ln_f"),
@@ -138,6 +144,33 @@ def block_parts(block: nn.Module) -> dict[str, nn.Module] | None:
 def text_config(hf: Any) -> Any:
     """The configuration of the text decoder (the model's own, or its text tower's)."""
     return hf.config.get_text_config(decoder=True)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads of one layer: how many, how wide each, and how wide its keys are (as its values)."""
+
+    count: int
+    size: int
+    kv_width: int
+
+
+def layer_heads(hf: Any, n_layers: int, width: int) -> tuple[Heads, ...]:
+    """The heads of every layer. Some families' layers differ (Gemma 4's head size); others have none (state spaces)."""
+    config = text_config(hf)
+    # Such a configuration refuses to name one value for all layers, and has one configuration a layer instead.
+    differ = getattr(config, "is_heterogeneous", False)
+    return tuple(_heads(config.per_layer_config[i] if differ else config, i, width) for i in range(n_layers))
+
+
+def _heads(config: Any, layer: int, width: int) -> Heads:
+    def number(name: str) -> int:
+        value = getattr(config, name, None) or 0
+        return int(value[layer] if isinstance(value, list | tuple) else value)
+
+    count = number("num_attention_heads")
+    size = number("head_dim") or (width // count if count else 0)
+    return Heads(count, size, (number("num_key_value_heads") or count) * size)
 
 
 def check_layout(hf: Any, family: Family) -> tuple[list[nn.Module], int]:

@@ -21,9 +21,16 @@ from pingscope.interp.chat.batching import Batch, collate, token_budget_batches
 from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
-from pingscope.interp.model.check import check_forward
+from pingscope.interp.model.check import LogitsWatch, check_best, check_forward, refuse_numbers
 from pingscope.interp.model.contract import Past
-from pingscope.interp.model.families import block_parts, check_layout, find_module, resolve_family, text_config
+from pingscope.interp.model.families import (
+    block_parts,
+    check_layout,
+    find_module,
+    layer_heads,
+    resolve_family,
+    text_config,
+)
 from pingscope.interp.model.hooks import Edit, Handle, Sink, capture, check_edits, edit, live_edits, on_residual
 from pingscope.interp.model.selection import LayerSpec, Selection, find_matches, resolve_layers
 from pingscope.interp.recent import Recent
@@ -48,7 +55,8 @@ class HookedModel:
     Attributes:
         backend: ``hf``, or the name of the subclass's.
         blocks: the decoder blocks; base: the module without the language-model head.
-        family, n_layers, d_model, n_heads, head_dim, context_length, device, pad_id: as found.
+        heads: of every layer; n_heads, head_dim: the most of any layer, for the many families whose layers are equal.
+        family, n_layers, d_model, n_embeddings, context_length, device, pad_id: as found.
         parts_problem: why :meth:`part` refuses; empty if the parts of every block add up to its output.
 
     Raises:
@@ -74,11 +82,15 @@ class HookedModel:
         self.base: nn.Module = base
         config = text_config(hf)
         self.vocab_size: int = config.vocab_size
-        self.n_heads: int = config.num_attention_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.heads = layer_heads(hf, self.n_layers, self.d_model)
+        self.n_heads: int = max(one.count for one in self.heads)
+        self.head_dim: int = max(one.size for one in self.heads)
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+        rows = getattr(self.embedding, "weight", None)
+        self.n_embeddings: int = self.vocab_size if rows is None or rows.ndim != 2 else rows.shape[0]
+        # Padding is never read, so any id will do that has an embedding (some checkpoints' own one has none).
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
-        self.pad_id: int = next(int(p) for p in pads if p is not None)
+        self.pad_id: int = next(int(p) for p in pads if p is not None and p < self.n_embeddings)
         self.takes_positions = "position_ids" in inspect.signature(type(self.base).forward).parameters
         self.head_takes_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
@@ -180,12 +192,19 @@ class HookedModel:
         return row
 
     def check_context(self, rows: Sequence[Rendered], new_tokens: int = 0) -> None:
-        """Refuse prompts that do not fit.
+        """Refuse prompts that do not fit, in length or in their ids.
 
         Raises:
-            UserError: names the first prompt that is too long, its length and the limit.
+            UserError: names the first prompt that is too long, its length and the limit; or the token without an
+                embedding.
         """
         for row in rows:
+            if (last := max(row.ids, default=0)) >= self.n_embeddings:
+                token = self.tokenizer.convert_ids_to_tokens(last)
+                raise UserError(
+                    f"prompt {row.id!r}: token {token!r} has id {last}, but {self.name} has {self.n_embeddings} "
+                    "embeddings; use the tokenizer that belongs to these weights"
+                )
             if len(row) + new_tokens > self.context_length:
                 room = f" + {new_tokens} new tokens" if new_tokens else ""
                 raise UserError(
@@ -229,6 +248,9 @@ class HookedModel:
 
         Batches are cut by length; padding is gone from the result. The forward pass ends at the deepest
         layer, so edits beyond it have no effect. Tensors are in the model's dtype, on its device.
+
+        Raises:
+            UserError: a prompt too long, or whose activations are not finite.
         """
         wanted = resolve_layers(layers, self.n_layers)
         out: dict[int, list[Any]] = {layer: [None] * len(rows) for layer in wanted}
@@ -238,12 +260,17 @@ class HookedModel:
         def keep(layer: int, x: Tensor) -> None:
             for j, i in enumerate(order):  # copies: a view would pin the padded block
                 out[layer][i] = x[j, kept[i]] if kept else x[j, : len(rows[i])].clone()
+                sound.append(torch.isfinite(out[layer][i]).all())
 
         self.check_context(rows)
         check_edits(self, edits, rows)
         for order in self._orders(rows, token_budget):
+            sound: list[Tensor] = []  # asked about once a batch: each answer waits for the device
             with torch.no_grad():
                 self.read(self.batch([rows[i] for i in order]), wanted, keep, edits)
+            if not all(bool(one) for one in sound):
+                first = next(k for k, one in enumerate(sound) if not bool(one))
+                refuse_numbers(self.name, rows[order[first % len(order)]].id, "activations")
         return out
 
     def read(self, batch: Batch, layers: Sequence[int], sink: Sink, edits: Sequence[Edit] = ()) -> None:
@@ -276,12 +303,16 @@ class HookedModel:
         ``past`` holds keys and values of the batch's first columns.
         """
         own = self.hf.generation_config
+        watch = LogitsWatch(self.name, [row.id for row in batch.rows], bool(settings.do_sample))
         # The checkpoint's own settings fill every gap of those passed in, so they step aside for the call.
         self.hf.generation_config = settings
         try:
             with self.evaluating(), edit(self, batch.rows, edits, settings.max_new_tokens - 1):
-                said = self.hf.generate(batch.ids, attention_mask=batch.mask, past_key_values=past)
-                return said[:, batch.ids.shape[1] :]
+                said = self.hf.generate(
+                    batch.ids, attention_mask=batch.mask, past_key_values=past, logits_processor=[watch]
+                )
+            watch.check()
+            return said[:, batch.ids.shape[1] :]
         finally:
             self.hf.generation_config = own
 
@@ -296,6 +327,9 @@ class HookedModel:
         """Logits after each row's last token, float32 on the CPU; the head runs at that token alone.
 
         ``prompts`` keeps what was read of these prompts for the next call, where edits leave their beginning alone.
+
+        Raises:
+            UserError: a prompt too long, or whose logits are NaN or infinite.
         """
         logits = torch.empty((len(rows), self.vocab_size))
         self.check_context(rows)
@@ -307,6 +341,7 @@ class HookedModel:
             with torch.no_grad():
                 found = self.last_logits(batch, live, past)
             logits[order] = found[:, : self.vocab_size].float().cpu()
+            check_best(self.name, [row.id for row in batch.rows], logits[order].amax(-1))
         return logits
 
 

@@ -8,7 +8,10 @@ chunks.jsonl           checksums of the parts written; a finished store lists ev
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.errors import UserError
-from pingscope.interp.files import read_json
+from pingscope.interp.files import read_journal, read_json, sha256_of
 from pingscope.interp.model.selection import EMBED
 
 FORMAT = 1  # raised when the same inputs would give other bytes or another layout
@@ -47,6 +51,23 @@ def header(layer: int, shape: tuple[int, int], dtype: str) -> bytes:
     ).encode()
     body += b" " * (-len(body) % 8)  # the format asks for aligned data
     return len(body).to_bytes(8, "little") + body
+
+
+_META: dict[str, type] = {
+    "complete": bool, "identity": dict, "n_tokens": int, "d_model": int, "token_budget": int, "index_sha256": str,
+}  # fmt: skip
+_IDENTITY: dict[str, type] = {"model": str, "template": str, "layers": list, "dtype": str}
+
+
+def check_meta(file: Path, meta: Mapping[str, Any]) -> None:
+    """Refuse a store's description with a field that is missing or of another type."""
+    for fields, holder in ((_META, meta), (_IDENTITY, meta.get("identity"))):
+        for name, kind in fields.items():
+            value = holder.get(name) if isinstance(holder, Mapping) else None
+            if type(value) is not kind:
+                raise UserError(f"{file}: field {name} is {value!r:.40}; write the store again with `pingscope cache`")
+    if meta["identity"]["dtype"] not in DTYPES or not all(type(layer) is int for layer in meta["identity"]["layers"]):
+        raise UserError(f"{file}: layers or dtype are not a store's; write it again with `pingscope cache`")
 
 
 class ActivationStore:
@@ -76,6 +97,7 @@ class ActivationStore:
         meta = read_json(path / META)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{path / META}: not a store of format {FORMAT}; write it again with `pingscope cache`")
+        check_meta(path / META, meta)
         if not meta["complete"]:
             raise UserError(f"{path}: unfinished store; run the same `pingscope cache` again to complete it")
         store = cls(path, meta)
@@ -85,6 +107,47 @@ class ActivationStore:
             if not file.is_file() or file.stat().st_size != wanted:
                 raise UserError(f"{file}: missing or of the wrong size; delete {path} and run `pingscope cache`")
         return store
+
+    def verify(self) -> None:
+        """Compare index and activations with their checksums; reads every byte once.
+
+        Raises:
+            UserError: names the file that was changed after it was written.
+        """
+        remedy = f"delete {self.path} and run `pingscope cache` again"
+        file = self.path / INDEX
+        if not file.is_file() or sha256_of(file.read_bytes()) != self.meta["index_sha256"]:
+            raise UserError(f"{file}: not as it was written; {remedy}")
+        journal = read_journal(self.path / JOURNAL)
+        try:
+            sums = {int(line["chunk"]): dict(line["sha256"]) for line in journal}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path / JOURNAL}: not the checksums of a store ({error}); {remedy}") from error
+        chunks = self._chunks()
+        if set(sums) != set(range(len(chunks))):
+            raise UserError(f"{self.path / JOURNAL}: {len(sums)} parts for {len(chunks)} written; {remedy}")
+
+        def changed(layer: int) -> bool:
+            rows = self.layer(layer).view(torch.uint8).reshape(self.shape[0], -1).numpy()
+            return any(
+                hashlib.sha256(b"".join(rows[part].tobytes() for part in chunk)).hexdigest()
+                != sums[number].get(str(layer))
+                for number, chunk in enumerate(chunks)
+            )
+
+        with ThreadPoolExecutor() as pool:  # hashing releases the lock
+            for layer, bad in zip(self.layers, pool.map(changed, self.layers), strict=True):
+                if bad:
+                    raise UserError(f"{layer_file(self.path, layer)}: not as it was written; {remedy}")
+
+    def _chunks(self) -> list[list[slice]]:
+        """The rows of every part written: prompts in one batch, cut after their last kept token."""
+        positions = self.index["position"].to_numpy()
+        lengths = [int(positions[end - 1]) + 1 for end in self.starts[1:]]
+        return [
+            [slice(int(self.starts[i]), int(self.starts[i + 1])) for i in order]
+            for order in token_budget_batches(lengths, self.meta["token_budget"])
+        ]
 
     def __repr__(self) -> str:
         return f"ActivationStore({self.path}, {self.shape[0]} tokens, layers {self.layers}, {self.dtype})"

@@ -26,9 +26,10 @@ from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_journal, read_json, remove_unfinished, sha256_of, write_json
+from pingscope.interp.model.belonging import LAYER_CONVENTION
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.selection import LayerSpec, Selection, find_matches, prompt, resolve_layers
-from pingscope.interp.store.activations import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore
+from pingscope.interp.store.activations import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore, check_meta
 from pingscope.interp.store.layer_files import Chunk, LayerFiles, disk_error, locked
 
 TIMED_SLOTS = 1024  # of the batch that an estimate runs
@@ -274,6 +275,7 @@ def _begin(
         meta = read_json(folder / META)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{folder / META}: not a store of format {FORMAT}; choose another --out")
+        check_meta(folder / META, meta)
         for field, value in identity.items():
             if meta["identity"].get(field) != value:
                 raise UserError(
@@ -292,10 +294,11 @@ def _begin(
             "complete": False,
             "identity": identity,
             "model_name": model.name,
-            "layer_convention": "output of block l (resid_post); -1 is the stream before block 0 (embed)",
+            "layer_convention": LAYER_CONVENTION,
             "n_prompts": len(rows),
             "n_tokens": sum(map(sum, masks)),
             "d_model": model.d_model,
+            "n_layers": model.n_layers,
             "token_budget": token_budget,
             "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         }

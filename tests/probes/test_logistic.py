@@ -84,7 +84,7 @@ def test_torn_or_foreign_files_are_refused(data, tmp_path) -> None:
     with pytest.raises(UserError, match="do not belong together"):
         LayerProbes.load(tmp_path / "a")
     (tmp_path / "b" / "probes.json").write_text(json.dumps({"layers": [0]}))
-    with pytest.raises(UserError, match="not saved probes"):
+    with pytest.raises(UserError, match=r"probes\.json: field format is missing"):
         LayerProbes.load(tmp_path / "b")
     with pytest.raises(UserError, match="no such file"):
         LayerProbes.load(tmp_path / "nowhere")
@@ -131,3 +131,44 @@ def test_wrong_input_is_refused(data) -> None:
         probes.logits(x, 7)
     with pytest.raises(UserError, match="11 wide, the probe 12"):
         probes.logits(x[:, :11], 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": "0"}, "field layers"),
+        ({"layers": [0, 0]}, "do not belong|distinct"),
+        ({"layers": [-7]}, "field layers"),
+        ({"meta": None}, "field meta"),
+        ({"sha256": 7}, "field sha256"),
+        ({"format": 2}, "format 2"),
+        ({"speed": 2}, "field speed is unknown"),
+    ],
+)
+def test_broken_records_are_refused_by_field(data, tmp_path, change, said) -> None:
+    x, y = data
+    LayerProbes.fit({0: x}, y).save(tmp_path)
+    record = tmp_path / "probes.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    with pytest.raises(UserError, match=said) as error:
+        LayerProbes.load(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_probes_that_are_not_finite_are_refused(data, tmp_path) -> None:
+    from safetensors.numpy import save as save_arrays
+
+    from pingscope.interp.files import sha256_of
+
+    with pytest.raises(UserError, match="layer 0 is not finite"):
+        LayerProbes((0,), np.array([[1.0, np.nan]]), np.zeros(1))
+    with pytest.raises(UserError, match="1 layers, but directions"):
+        LayerProbes((0,), np.ones((2, 3)), np.zeros(2))
+    x, y = data
+    LayerProbes.fit({0: x}, y).save(tmp_path)
+    raw = save_arrays({"directions": np.full((1, x.shape[1]), np.nan), "intercepts": np.zeros(1)})
+    (tmp_path / "probes.safetensors").write_bytes(raw)
+    record = json.loads((tmp_path / "probes.json").read_text())
+    (tmp_path / "probes.json").write_text(json.dumps(record | {"sha256": sha256_of(raw)}))
+    with pytest.raises(UserError, match="layer 0 is not finite"):
+        LayerProbes.load(tmp_path)

@@ -34,6 +34,7 @@ def mechanism_study(
     max_new_tokens: int = 40,
     refusals: Sequence[str] = (),
     seed: int = 0,
+    transfer: bool = False,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Any]:
@@ -44,13 +45,13 @@ def mechanism_study(
         n: tasks per label behind the maps and the search; what the search found is reported on all of ``test``.
         judged: tasks per label whose first turn is generated under each patch of the map.
         budget: forward passes of the search for components.
+        transfer: take probes that were fitted on other models than these.
 
     A section that these tasks do not allow (one family, nothing lost) is left out, and said.
     """
     check_pair(models["base"], models["agent"])
     for name, found in probes.items():
-        if found.directions.shape[1] != models[name].d_model or max(found.layers) >= models[name].n_layers:
-            raise UserError(f"probes of {name} are not of this model's size; fit them on its own store")
+        found.check_model(models[name], transfer=transfer, path=f"probes of {name}")
     shown = take(list(test), n)
     say("mechanism: attribution")
     sections: dict[str, Any] = {"attribution": attribution_study(models, probes["base"], shown, seed=seed)}

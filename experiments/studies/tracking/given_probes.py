@@ -8,12 +8,35 @@ from typing import Any
 
 from pingscope.experiments.studies.tracking.tracking import Tracking, group_ids, layer_key, plain, read_tracks
 from pingscope.experiments.tasks.records import Record
-from pingscope.interp.errors import UserError
+from pingscope.interp.model.belonging import transfer_note
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.probes.collapse import POSITIONS, Reference, readings
 from pingscope.probes.logistic import C_DEFAULT, LayerProbes
 from pingscope.probes.pooling import pool
 from pingscope.steering.injection import Arm
+
+
+def admit(
+    probes: LayerProbes, models: Mapping[str, HookedModel], *, transfer: bool = False, path: str | Path = ""
+) -> list[str]:
+    """Refuse probes that are of none of the models; the paper's use, the base's probes on its agent, needs both.
+
+    Args:
+        transfer: read them on models that they were not fitted on; widths and depths must still agree.
+
+    Returns:
+        Sentences on transfers that were asked for, for the results.
+
+    Raises:
+        UserError: probes of another width or depth, or of none of the models.
+    """
+    found = [probes.check_model(model, transfer=True, path=path) for model in models.values()]
+    if any(one["transfer"] is False for one in found):
+        return []
+    if not transfer:
+        for model in models.values():
+            probes.check_model(model, path=path)
+    return [note for one in found if (note := transfer_note(one))]
 
 
 def track_with(
@@ -25,22 +48,16 @@ def track_with(
     *,
     examples: int = 6,
     seed: int = 0,
+    transfer: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Tracks, curves, tokens and the readings of every arm against the first; no floor, so no verdicts.
 
     Raises:
-        UserError: probes of another width or of layers the model lacks, or of another checkpoint than any given.
+        UserError: probes that :func:`admit` refuses.
     """
-    for model in models.values():
-        if probes.directions.shape[1] != model.d_model or max(probes.layers) >= model.n_layers:
-            raise UserError(
-                f"probes: {probes.directions.shape[1]} wide, layers up to {max(probes.layers)}, but {model.name} has "
-                f"{model.n_layers} layers x {model.d_model}; fit them on its own store (pingscope cache, then probe)"
-            )
-    fitted_on = probes.meta.get("fingerprint")
-    if fitted_on and fitted_on not in {model.fingerprint for model in models.values()}:
-        say("note: the probes were fitted on another checkpoint; readings mix the signal with that difference")
+    for note in admit(probes, models, transfer=transfer):
+        say(f"note: {note}")
     job = Tracking(models, arms, (), tasks, out, list(probes.layers), C_DEFAULT, seed)
     stores = {arm.name: job.store(arm.name, models[arm.model], job.rows(arm)) for arm in arms}
     sections = read_tracks(job, stores, probes, examples)

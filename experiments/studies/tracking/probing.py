@@ -60,6 +60,7 @@ def probe_store(
         UserError: a store without harmful or without benign prompts, another store of other prompts.
     """
     store = ActivationStore.open(store_path)
+    store.verify()
     pooled = pool(store, pooling)
     for label in ("harmful", "benign"):
         if label not in pooled.labels:
@@ -67,8 +68,8 @@ def probe_store(
     known = read_json(store_path / RECORDS) if (store_path / RECORDS).exists() else {}
     about = [known.get(prompt) or {} for prompt in pooled.prompt_ids]
     groups = [one.get("group", prompt) for one, prompt in zip(about, pooled.prompt_ids, strict=True)]
-    other = None if other_path is None else _same_prompts(pooled, pool(ActivationStore.open(other_path), pooling))
-    meta = {"pooling": pooling, "fingerprint": store.meta["identity"]["model"], "store": str(store_path)}
+    other = None if other_path is None else _same_prompts(pooled, pool(_comparable(store, other_path), pooling))
+    meta = {"pooling": pooling, **store_origin(store), "store": str(store_path)}
     probes = LayerProbes.fit(pooled.features, pooled.labels, groups=groups, C=C, seed=seed, meta=meta)
     scores = evaluate(
         pooled.features, pooled.labels, groups=groups, categories=[one.get("category", "") for one in about],
@@ -90,6 +91,29 @@ def probe_store(
     found = {"layers": layers, "baselines": baselines, "n": len(pooled.labels)}
     write_json(out / "evaluation.json", found)
     return found
+
+
+def store_origin(store: ActivationStore) -> dict[str, Any]:
+    """Which model a store was made on, as probes keep it (:func:`pingscope.interp.model.belonging.origin`)."""
+    kept = ("d_model", "n_layers", "layer_convention")
+    return {
+        "model": store.meta.get("model_name", ""),
+        "fingerprint": store.meta["identity"]["model"],
+        "template": store.meta["identity"]["template"],
+        **{name: store.meta[name] for name in kept if name in store.meta},
+    }
+
+
+def _comparable(store: ActivationStore, other_path: Path) -> ActivationStore:
+    """Another checkpoint's store whose activations have the same width."""
+    other = ActivationStore.open(other_path)
+    other.verify()
+    if other.shape[1] != store.shape[1]:
+        raise UserError(
+            f"--other {other_path}: {other.shape[1]} wide, but {store.path} {store.shape[1]}; a transfer needs models "
+            "of one architecture"
+        )
+    return other
 
 
 def _same_prompts(here: Pooled, there: Pooled) -> Mapping[int, np.ndarray]:

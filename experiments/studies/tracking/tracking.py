@@ -22,6 +22,7 @@ from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
+from pingscope.interp.model.belonging import origin
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.selection import LayerSpec, resolve_layers
 from pingscope.interp.store.activations import ActivationStore
@@ -66,7 +67,7 @@ def fit_probes(
         table[name] = {}
         for pooling in POOLINGS:
             features = pooled[name][pooling].features
-            meta = {"pooling": pooling, "model": model.name, "fingerprint": model.fingerprint}
+            meta = {"pooling": pooling, **origin(model)}
             found = LayerProbes.fit(features, labels, groups=groups, C=C, seed=seed, meta=meta)
             found.save(job.out / "probes" / f"{name}-{pooling}")
             transfer = pooled[others[0]][pooling].features if others else None

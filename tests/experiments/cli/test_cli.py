@@ -137,13 +137,13 @@ def test_prompt_longer_than_the_context_is_named(pingscope, checkpoint, tmp_path
     assert code == 2 and "long-one" in err and "512" in err
 
 
-def test_nan_activations_stop_with_the_prompt(pingscope, checkpoint, prompts, tmp_path):
+def test_weights_that_are_nan_are_refused_by_name(pingscope, checkpoint, prompts, tmp_path):
     broken = copy_of(checkpoint(), tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code, _, err = pingscope("cache", "--model", broken, "--prompts", prompts, "--out", tmp_path / "store")
-    assert code == 2 and "not finite" in err and "validation-" in err
+    assert code == 2 and "model.layers.1.mlp.down_proj.weight holds NaN" in err
 
 
 def test_store_of_another_model_or_prompts_is_refused(pingscope, checkpoint, prompts, tmp_path):
@@ -224,6 +224,30 @@ def test_probes_of_another_width_are_refused(pingscope, checkpoint, load, prompt
             command, "--model", checkpoint(), "--probes", tmp_path / "probes", name, prompts, "--out", tmp_path / "o"
         )
         assert code == 2 and "fit" in err
+
+
+def test_probes_of_another_model_are_refused(pingscope, checkpoint, prompts, tmp_path):
+    run = tmp_path / "run"
+    words = ("cache", "--model", checkpoint(), "--prompts", prompts, "--positions", "final", "--out", run / "store")
+    assert pingscope(*words)[0] == 0
+    assert pingscope("probe", "--store", run / "store", "--pooling", "final", "--out", run / "probes")[0] == 0
+    read = ("--probes", run / "probes", "--out", tmp_path / "o")
+    for command, name in (("track", "--prompts"), ("steer", "--tasks")):
+        code, _, err = pingscope(command, "--model", checkpoint("mistral"), *read, name, prompts)
+        assert code == 2 and "were fitted on" in err and str(checkpoint()) in err
+    track = ("track", "--model", checkpoint("mistral"), *read, "--prompts", prompts)
+    assert pingscope(*track, "--base", checkpoint())[0] == 0
+
+
+def test_a_store_that_was_altered_is_refused(pingscope, checkpoint, prompts, tmp_path):
+    store = tmp_path / "store"
+    assert pingscope("cache", "--model", checkpoint(), "--prompts", prompts, "--out", store)[0] == 0
+    file = store / "layers" / "02.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-8000:] = bytes(8000)
+    file.write_bytes(raw)
+    code, _, err = pingscope("probe", "--store", store, "--out", tmp_path / "probes")
+    assert code == 2 and "02.safetensors: not as it was written" in err and not (tmp_path / "probes").exists()
 
 
 def test_probe_prompts_leave_out_the_tasks_to_be_read(pingscope, checkpoint, prompts, tmp_path):

@@ -453,3 +453,31 @@ def test_meta_says_what_the_activations_are_of(tiny_model, finished):
     assert identity["model"] == tiny_model.fingerprint and identity["template"] == tiny_model.template_hash
     assert (identity["layers"], identity["positions"], identity["dtype"]) == ([-1, 0, 1, 2, 3], "prompt", "float32")
     assert meta["complete"] and meta["n_prompts"] == 14 and meta["d_model"] == 64
+
+
+@pytest.mark.parametrize("where", ["prompt", "final", "role:instruction"])
+def test_a_finished_store_is_as_it_was_written(tiny_model, tmp_path, where):
+    rows = rows_of(tiny_model)
+    extract(tiny_model, rows, tmp_path, where=parse(where), token_budget=128).verify()
+    for name in ("layers/01.safetensors", "index.parquet", "chunks.jsonl"):
+        file = tmp_path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if name != "chunks.jsonl" else b"")
+        with pytest.raises(UserError, match=file.name):
+            ActivationStore.open(tmp_path).verify()
+        file.write_bytes(whole)
+    ActivationStore.open(tmp_path).verify()
+
+
+def test_a_description_with_a_broken_field_is_refused_by_name(tiny_model, tmp_path):
+    extract(tiny_model, rows_of(tiny_model), tmp_path)
+    whole = json.loads((tmp_path / "meta.json").read_text())
+    for change, said in (
+        ({"n_tokens": "9"}, "n_tokens"),
+        ({"identity": None}, "field identity"),
+        ({"complete": 1}, "complete"),
+        ({"identity": whole["identity"] | {"layers": ["a"]}}, "layers"),
+    ):
+        (tmp_path / "meta.json").write_text(json.dumps(whole | change))
+        with pytest.raises(UserError, match=said):
+            ActivationStore.open(tmp_path)
