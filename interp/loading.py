@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pingscope.interp.backends import adopt, check_backend, wrap
+from pingscope.interp.chat.template import configure
 from pingscope.interp.checkpoint import Source, find_source
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.adapters import with_adapter
@@ -24,6 +26,8 @@ def load_model(
     remote: bool | str = False,
     copy: bool = True,
     chat_template: str | Path | None = None,
+    template_name: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -42,6 +46,8 @@ def load_model(
         remote: with nnsight, ``True`` runs on NDIF: only the configuration and tokenizer are loaded here.
         copy: of a loaded model, before transformer_lens rewrites its modules.
         chat_template: a file with a Jinja template, or the template itself.
+        template_name: of the tokenizer's chat templates, where it has several.
+        template_variables: passed to the template in every rendering, such as ``{"enable_thinking": False}``.
         blocks: path of the decoder blocks, for an architecture that is not known.
         base: of a PEFT folder, the model that it is put on (default: the one that its configuration names). The
             adapter is merged: what is read is an ordinary model, and its fingerprint covers both.
@@ -68,6 +74,8 @@ def load_model(
     tokenizer = _tokenizer(source, name, common)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
+    if template_name is not None or template_variables:
+        configure(tokenizer, template_name, template_variables)
     if remote is True:
         from pingscope.interp.backends.nnsight import remote_model
 
