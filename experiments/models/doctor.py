@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from pingscope.experiments.cli.tables import print_table
-from pingscope.experiments.run.progress import bar, hide_weight_bars, say
-from pingscope.experiments.tasks.sources import read_template
+from pingscope.experiments.run.progress import bar, say
 from pingscope.interp.backends import BACKENDS, adopt
 from pingscope.interp.backends.parity import Check, run_parity, sample_prompts, sliding_window
 from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError
-from pingscope.interp.loading import load_model
 from pingscope.interp.model.hooked import HookedModel
 
 EXAMPLE = Prompt("example", "Send the invoice to the office.", system="You are a web agent.", page="inbox, notes")
@@ -33,26 +32,12 @@ class Finding:
 
 
 def doctor_command(
-    model_name: str,
-    backends: Sequence[str],
-    max_tokens: int,
-    device: str,
-    dtype: str,
-    attention: str,
-    chat_template: Any,
-    out: Any,
+    open_model: Callable[[], HookedModel], backends: Sequence[str], max_tokens: int, out: Path | None
 ) -> None:
     for backend in backends:
         if backend not in BACKENDS:
             raise UserError(f"--backend {backend!r}: unknown; use one of {', '.join(BACKENDS)}")
-    hide_weight_bars()
-    model = load_model(
-        model_name,
-        device=device,
-        dtype=dtype,
-        attn_implementation=attention or None,
-        chat_template=read_template(chat_template),
-    )
+    model = open_model()
     findings = examine(model)
     print_table(["checkpoint", "", ""], [[f.name, f.value, f.warning] for f in findings])
     rows = sample_prompts(model, max_tokens)

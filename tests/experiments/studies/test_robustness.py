@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged, records
 
 from pingscope.experiments.agents.endpoint import Endpoint, messages_of, run_endpoint
 from pingscope.experiments.agents.rollout import AnyAction, run_episodes
@@ -35,6 +34,7 @@ from pingscope.interp.errors import UserError
 from pingscope.probes.logistic import LayerProbes
 from pingscope.steering.injection import Arm
 from pingscope.steering.ping import Candidate, Score, SearchResult
+from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged, records
 from tests.scripted import scripted
 from tests.server import completion, model_reply, serve
 

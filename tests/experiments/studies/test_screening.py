@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged
 
 from pingscope.experiments.studies.search.prefix_table import PrefixTable, TaskOutcome
 from pingscope.experiments.studies.search.screening import Screen, Screened, race_stages, spearman, upper_bound
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.errors import UserError
+from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged
 from tests.scripted import scripted
 
 __all__ = ["scripted"]
