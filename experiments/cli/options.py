@@ -9,16 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from pingscope.experiments.cli.parameters import Flag, Options
+from pingscope.experiments.studies.config import Dose, Text
 from pingscope.interp.errors import UserError
 
 Arms = Literal["plain", "naive", "prefix", "suffix", "system"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-def _some_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty; give some text")
-    return text
 
 
 def _strength(value: str) -> str:
@@ -38,8 +33,6 @@ def _variable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_some_text)]
-Dose = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(0, ge=0, lt=2**32, description="Seed of everything drawn.")]
 Records = "JSONL of records, or a preset: webdojo:PATH, organism:test, …"

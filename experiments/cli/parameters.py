@@ -12,11 +12,11 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from pingscope.experiments.studies.config import read_yaml
 from pingscope.interp.errors import UserError
 
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -61,7 +61,8 @@ def read_options(kind: type[Options], command: str, given: Mapping[str, Any], co
     Raises:
         UserError: an option unknown, missing or out of its range, by the name that the user typed.
     """
-    values = read_yaml(config) if config else {}
+    # `max-turns` and `max_turns` are the same option.
+    values = {name.replace("-", "_"): value for name, value in read_yaml(config).items()} if config else {}
     if unknown := sorted(set(values) - set(kind.model_fields)):
         raise UserError(f"{config}: unknown field {unknown[0]!r}; `pingscope {command} --help` lists the options")
     values |= given
@@ -78,21 +79,6 @@ def read_options(kind: type[Options], command: str, given: Mapping[str, Any], co
         raise UserError(f"{command}: {said}")
     shown = repr(values.get(name))[:80]
     raise UserError(f"{where}{flag_name(kind, name)} {shown}: {said}; see `pingscope {command} --help`")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of option names to values; ``max-turns`` and ``max_turns`` are the same."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); pass a YAML file to --config") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected option names and values, found a {type(found).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -159,3 +159,42 @@ def test_endings_say_what_came_out():
     )
     assert "does not restore" in endings.restored_sentence("It", arm(0.0, 1, 1), arm(0.0, 1, 1))
     assert "could not be judged" in endings.behaviour_sentence("It", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("[]", "top level"), ("false", "top level"), ("3", "top level"), ("steering: {doses: [0]}", "steering.doses"),
+        ("steering: {doses: [.nan]}", "steering.doses"), ("search: {tau: .inf}", "search.tau"), ("prefix: ' '", "prefix"),
+        ("tasks: {validation: a, test: a}", "tasks"), ("mechanism: {refusals: ['']}", "refusals"), ("seed: -1", "seed"),
+        ("seed: " + "9" * 10_000, "not valid YAML"), ("[" * 5000, "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_study_config_that_means_nothing_starts_no_study(text, field, pingscope, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    code, _, err = pingscope("study", "--config", path, "--out", tmp_path / "run")
+    assert code == 2 and field in err and str(path) in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_generator_without_a_usable_line_fails(pingscope, checkpoint, files, tmp_path):
+    from tests.server import completion, serve
+
+    with serve(lambda request: (200, completion("\n"))) as (url, _):
+        code, _, err = pingscope(
+            "search", "--model", checkpoint(), "--tasks", files / "test.jsonl", "-M", 1, "-T", 1, *QUICK,
+            "--generator", "openai:m", "--base-url", url, "--out", tmp_path / "o",
+        )  # fmt: skip
+    assert code == 2 and "no line was usable" in err and not (tmp_path / "o" / "prefix.txt").exists()
+
+
+@pytest.mark.parametrize("budget", [12, 13, 25, 40])
+def test_a_search_never_spends_more_than_its_budget(budget, pingscope, checkpoint, files, tmp_path):
+    code, out, _ = pingscope(
+        "search", "--model", checkpoint(), "--tasks", files / "test.jsonl", "--max-generations", budget,
+        "--out", tmp_path / "o", *QUICK,
+    )  # fmt: skip
+    search = json.loads((tmp_path / "o" / "results.json").read_text())["search"]
+    assert code == 0 and 12 <= search["generations"] <= budget and "budget ended" in out
+    assert search["candidates"][0]["n"] == 12
