@@ -163,7 +163,7 @@ class CacheOptions(PrefixOptions, OutOptions, PromptOptions, ModelOptions):
 
     layers: str = Field("all", min_length=1, description="all, or for example 0-3,7,-1.")
     positions: str = Field("prompt", min_length=1, description="Selection, e.g. prompt, final, role:page.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the store: float32 or bfloat16.")  # type: ignore[assignment]
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the store: float32 or bfloat16.")
     model_dtype: Precision = Field("auto", description="Of the model: auto, float32, bfloat16 or float16.")
     suffix: Annotated[str, Flag(escapes=True)] = Field("", description="Text at the end of the user prompt.")
     without: str = Field("", description="Records whose texts are left out: tasks the probes will be read on.")

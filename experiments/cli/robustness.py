@@ -193,5 +193,5 @@ def evaluate_endpoint(options: EvaluateOptions) -> None:
         endpoint,
         {"behaviour": behaviour},
         limits=[NO_ACTIVATIONS],
-        ending=said_of(behaviour),  # type: ignore[arg-type]
+        ending=said_of(behaviour),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pingscope.experiments.agents.endpoint import Endpoint
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.cli.checks import disjoint, safe_out
 from pingscope.experiments.cli.options import ModelSettings
@@ -112,7 +113,7 @@ class Reader:
 
 def write_results(
     run: Run,
-    model: HookedModel,
+    model: HookedModel | Endpoint,
     sections: dict[str, Any],
     tokens: list[Any] | None = None,
     limits: Sequence[str] = (),

@@ -165,7 +165,8 @@ def test_endings_say_what_came_out():
     ("text", "field"),
     [
         ("[]", "top level"), ("false", "top level"), ("3", "top level"), ("steering: {doses: [0]}", "steering.doses"),
-        ("steering: {doses: [.nan]}", "steering.doses"), ("search: {tau: .inf}", "search.tau"), ("prefix: ' '", "prefix"),
+        ("steering: {doses: [.nan]}", "steering.doses"), ("search: {tau: .inf}", "search.tau"),
+        ("prefix: ' '", "prefix"),
         ("tasks: {validation: a, test: a}", "tasks"), ("mechanism: {refusals: ['']}", "refusals"), ("seed: -1", "seed"),
         ("seed: " + "9" * 10_000, "not valid YAML"), ("[" * 5000, "not valid YAML"),
     ],
