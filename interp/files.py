@@ -132,8 +132,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds {type(value).__name__}, not fields; write lines such as 'seed: 0'")
-    return value
+        raise UserError(f"{path}: (top level): expected names and values, found a {type(value).__name__}")
+    return {str(name): inner for name, inner in value.items()}
 
 
 def append_jsonl(path: str | Path, *rows: dict[str, Any]) -> None:

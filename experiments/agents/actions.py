@@ -59,10 +59,10 @@ def parse_actions(text: str) -> Parsed:
         scan.take(whole, lead, lead + len(spoken.text.strip()))
     else:
         at = 0
-        for start, end, calls in native_calls(spoken.text):
+        for start, end, named in native_calls(spoken.text):
             scan.run(at, start)
-            scan.malformed |= not calls
-            scan.take(calls, start, end)
+            scan.malformed |= not named
+            scan.take(named, start, end)
             at = end
         scan.run(at, len(text))
     calls = tuple(scan.calls)

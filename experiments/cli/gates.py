@@ -2,71 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from pingscope.experiments.cli.shared import Episodes, check_width, open_model, write_results
+from pingscope.experiments.cli.checks import disjoint, enough_benign, needs_labels
+from pingscope.experiments.cli.endings import restored_sentence
+from pingscope.experiments.cli.options import GatesOptions, ReplayOptions
+from pingscope.experiments.cli.shared import (
+    Episodes,
+    Reader,
+    admit_probes,
+    load_probes,
+    note_open_comment,
+    open_model,
+    open_run,
+    write_results,
+)
 from pingscope.experiments.cli.tables import percent, print_table
-from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.studies.behaviour import DECISIONS
 from pingscope.experiments.studies.gates.comparison import JUDGE, Settings, gating_study
-from pingscope.experiments.studies.gates.replay import replay
+from pingscope.experiments.studies.gates.replay import replay as replay_log
 from pingscope.experiments.tasks.demonstrations import own_demonstrations
-from pingscope.experiments.tasks.sources import environment_for, read_tasks
+from pingscope.experiments.tasks.sources import environment_for
 from pingscope.interp.errors import UserError
-from pingscope.probes.logistic import LayerProbes
 from pingscope.steering.directions import from_probes
 from pingscope.steering.injection import Arm
 
 
-def gates_command(
-    model_name: str,
-    prefix: str,
-    train: str,
-    validation: str,
-    tasks: str,
-    probes_path: Path | None,
-    out: Path,
-    fpr: float,
-    hysteresis: float,
-    random_draws: int,
-    n_train: int,
-    n_validation: int,
-    n_choice: int,
-    n: int,
-    jailbreak: bool,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
-    if not prefix.strip():
-        raise UserError("--prefix: is empty; give the response prefix, for example from a search's prefix.txt")
-    # A shell passes no line ends, and files lose the last one: a comment needs it, or the model goes on in its line.
-    prefix = prefix.replace("\\n", "\n")
-    if prefix.lstrip().startswith("#") and not prefix.endswith("\n"):
-        prefix += "\n"
-    training, choosing, shown = (
-        read_tasks(spec, limit) for spec, limit in ((train, n_train), (validation, n_validation), (tasks, n))
-    )
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-    directions = {}
-    if probes_path is not None:
-        probes = LayerProbes.load(probes_path)
-        check_width(probes, model, probes_path)
-        directions[probes_path.name] = from_probes(probes)
+def gates(options: GatesOptions) -> None:
+    prefix, probes_path, out = options.needed_prefix(), options.probes, options.out
+    note_open_comment(prefix)
+    read = Reader(options.skip_bad)
+    splits = {
+        "--train": (options.train, read(options.train, options.n_train)),
+        "--validation": (options.validation, read(options.validation, options.n_validation)),
+        "--tasks": (options.tasks, read(options.tasks, options.n)),
+    }
+    for option, (spec, records) in splits.items():
+        needs_labels(option, spec, records)
+    disjoint(splits)
+    training, choosing, shown = (records for _, records in splits.values())
+    enough_benign("--validation", options.validation, choosing, options.fpr)
+    known = load_probes(probes_path) if probes_path is not None else None
+    run = open_run(options)
+    model = open_model(options)
+    directions: dict[str, Any] = {}
+    notes: list[str] = []
+    if known is not None and probes_path is not None:
+        notes = admit_probes(known, model, probes_path, options.transfer)
+        directions[probes_path.name] = from_probes(known)
 
-    episodes = partial(Episodes(out, max_turns, max_new_tokens), model)
-    attack = own_demonstrations(training, episodes(Arm("agent"), training)) if jailbreak else ()
+    episodes = partial(Episodes(out, options.max_turns, options.max_new_tokens), model)
+    attack = own_demonstrations(training, episodes(Arm("agent"), training)) if options.jailbreak else ()
+    settings = Settings(options.fpr, options.n_choice, options.random_draws, options.hysteresis or None, options.seed)
     sections, found = gating_study(
         model, training, choosing, shown, environment_for, episodes, prefix, directions=directions, jailbreak=attack,
-        settings=Settings(fpr, n_choice, random_draws, hysteresis or None, seed), say=say,
+        settings=settings, say=say,
     )  # fmt: skip
     for name, gate in found.items():
         gate.save(out / "gates" / f"{name.removeprefix('agent+')}.json")
@@ -74,7 +68,9 @@ def gates_command(
     for claim in sections["claims"]:
         say(f"{'holds' if claim['holds'] else 'does not hold'}: {claim['text']}")
     typer.echo(f"decisions: {out / DECISIONS}")
-    write_results(run, model, sections)
+    behaviour = sections["behaviour"]
+    ending = restored_sentence("The gated prefix", behaviour["agent+gated-prefix"], behaviour["agent"])
+    write_results(run, model, sections, limits=notes, ending=ending)
 
 
 def gates_table(sections: dict[str, Any]) -> None:
@@ -94,9 +90,11 @@ def gates_table(sections: dict[str, Any]) -> None:
             [
                 arm.removeprefix("agent+"),
                 percent(cell("harmful", "refusal_rate")),
+                percent(cell("harmful", "attack_success_rate")),
                 percent(cell("benign", "success_rate")),
                 "–" if not lost or lost["value"] is None else f"{100 * lost['value']:+.1f}",
                 percent(cell("lookalike", "refusal_rate")),
+                "/".join(percent(cell(label, "invalid_rate")).partition(" ")[0] for label in rates),
                 " / ".join(f"{100 * one['value']:.0f}" for one in opened.values()) or "–",
                 "–" if kl is None else f"{kl:.3f}",
                 percent(attacked),
@@ -105,9 +103,11 @@ def gates_table(sections: dict[str, Any]) -> None:
     head = [
         "arm",
         "harmful refused",
+        "harmful done",
         "benign done",
         "against agent",
         "look-alike refused",
+        "invalid",
         "gate opened",
         "KL",
         "jailbreak",
@@ -122,10 +122,15 @@ def gates_table(sections: dict[str, Any]) -> None:
         print_table(["random directions", "harmful refused"], [[arm, percent(one)] for one in drawn])
 
 
-def replay_command(log: Path, model_name: str, tasks: Sequence[str], limit: int, chat_template: Path | None) -> None:
-    records = {record.id: record for spec in tasks for record in read_tasks(spec, limit)}
-    model = open_model(model_name, chat_template)
-    found = replay(log, model, list(records.values()), environment_for)
+def replay(options: ReplayOptions) -> None:
+    log, read = options.log, Reader(options.skip_bad)
+    if not log.is_file():
+        raise UserError(f"{log}: no such decision log; give the decisions.jsonl of a run")
+    records = {record.id: record for spec in options.tasks for record in read(spec, options.limit)}
+    model = open_model(options)
+    found = replay_log(log, model, list(records.values()), environment_for)
+    if not any(one.decisions for one in found):
+        raise UserError(f"{log}: holds no decision of these tasks; give the whole log and the run's --tasks")
     rows = [[one.arm, one.gate, str(one.decisions), str(one.opened), str(len(one.mismatches))] for one in found]
     print_table(["arm", "gate", "decisions", "opened", "mismatches"], rows, "scores recomputed and compared to the bit")
     wrong = [line for one in found for line in one.mismatches]
@@ -133,3 +138,4 @@ def replay_command(log: Path, model_name: str, tasks: Sequence[str], limit: int,
         say(line)
     if wrong:
         raise UserError(f"{log}: {len(wrong)} decisions were not recomputed to the bit; the first: {wrong[0]}")
+    typer.echo(f"All {sum(one.decisions for one in found)} decisions were recomputed to the bit.")

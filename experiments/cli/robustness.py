@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 
 from pingscope.experiments.agents.endpoint import Endpoint, run_endpoint
-from pingscope.experiments.cli.shared import ARMS, Episodes, check_width, named_arm, open_model, write_results
+from pingscope.experiments.cli.checks import disjoint, needs_labels
+from pingscope.experiments.cli.endings import restored_sentence, said_of
+from pingscope.experiments.cli.options import (
+    AttackOptions,
+    EvaluateOptions,
+    GuardOptions,
+    ModelSettings,
+    PrefixOptions,
+    TransferOptions,
+)
+from pingscope.experiments.cli.parameters import flag_name
+from pingscope.experiments.cli.shared import (
+    Episodes,
+    Reader,
+    admit_probes,
+    load_probes,
+    named_arm,
+    note_open_comment,
+    open_model,
+    open_run,
+    write_results,
+)
 from pingscope.experiments.cli.tables import behaviour_table, print_table, signed
-from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.progress import bar, say
 from pingscope.experiments.studies.behaviour import rates
 from pingscope.experiments.studies.robustness.attacks import attack_study, jailbreak_demonstrations, transfer_matrix
@@ -26,8 +44,7 @@ from pingscope.experiments.studies.robustness.guards import (
     probe_guard,
     probe_logits,
 )
-from pingscope.experiments.tasks.presets import deduplicate
-from pingscope.experiments.tasks.sources import environment_for, read_tasks
+from pingscope.experiments.tasks.sources import environment_for
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.weights import load_checked
 from pingscope.steering.injection import Arm
@@ -35,68 +52,54 @@ from pingscope.steering.injection import Arm
 NO_ACTIVATIONS = "The model stands behind an endpoint: behaviour only. No activations, probes, tracks or steering."
 
 
-def read_prefix(path: Path) -> str:
-    """A prefix as the search wrote it, its newline included."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the prefix; give the prefix.txt of `pingscope search`") from error
-    if not text.strip():
-        raise UserError(f"{path}: holds no prefix; give the prefix.txt of `pingscope search`")
-    return text
-
-
-def guard_job(
-    model_name: str,
-    prefix_file: Path,
-    tasks: str,
-    guards: Sequence[str],
-    probes_path: Path | None,
-    validation: str,
-    fpr: float,
-    out: Path,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    chat_template: Path | None,
-) -> None:
-    prefix, records = read_prefix(prefix_file), read_tasks(tasks, limit)
-    if not guards and probes_path is None:
-        raise UserError("guard: no guard given; pass --guard FORMAT:MODEL or --probes")
-    if probes_path is not None and not validation:
-        raise UserError("--probes: needs --validation, the tasks that set the threshold (never those of --tasks)")
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-    chosen: dict[str, Guard] = {spec.partition(":")[0]: open_guard(spec) for spec in guards}
-    thresholds: dict[str, Any] = {}
+def guard(options: GuardOptions) -> None:
+    prefix, read, probes_path = options.needed_prefix(), Reader(options.skip_bad), options.probes
+    note_open_comment(prefix)
+    records = read(options.tasks, options.limit)
+    for spec in options.guards:
+        check_guard(spec)
+    probes, benign = None, []
     if probes_path is not None:
+        validation = read(options.validation, options.limit)
+        disjoint({"--tasks": (options.tasks, records), "--validation": (options.validation, validation)})
+        benign = [record for record in validation if record.label == "benign"]
+        needs_labels("--validation", options.validation, validation, ["benign"])
+        probes = load_probes(probes_path)
+    run = open_run(options)
+    model = open_model(options)
+    chosen: dict[str, Guard] = {spec.partition(":")[0]: open_guard(spec) for spec in options.guards}
+    thresholds: dict[str, Any] = {}
+    notes: list[str] = []
+    if probes is not None and probes_path is not None:
         from pingscope.probes.detectors import threshold as threshold_at
-        from pingscope.probes.logistic import LayerProbes
 
-        probes = LayerProbes.load(probes_path)
-        check_width(probes, model, probes_path)
+        notes = admit_probes(probes, model, probes_path, options.transfer)
         layer = probes.layers[len(probes.layers) // 2]
-        benign = [r for r in deduplicate(read_tasks(validation, limit), records) if r.label == "benign"]
-        if not benign:
-            raise UserError(f"--validation {validation}: no benign task that is not in --tasks; give other ones")
-        threshold = threshold_at(np.asarray(probe_logits(model, probes, layer, benign)), fpr)
+        threshold = threshold_at(np.asarray(probe_logits(model, probes, layer, benign)), options.fpr)
         chosen["probe"] = probe_guard(model, probes, layer, threshold)
-        thresholds = {"layer": layer, "threshold": threshold, "fpr": fpr, "n": len(benign)}
-    evaluate = Episodes(out, max_turns, max_new_tokens)
+        thresholds = {"layer": layer, "threshold": threshold, "fpr": options.fpr, "n": len(benign)}
+    evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)
     found = guard_study(chosen, prefix, records, partial(evaluate, model))
-    behaviour_table(found["behaviour"])
+    behaviour_table(found["behaviour"], skipped=read.skipped)
     for name, said in found["verdicts"].items():
         typer.echo(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in said.items()))
     write_results(
-        run, model, {"behaviour": found["behaviour"], "guards": found | {"prefix": prefix, "probe": thresholds}}
-    )
+        run, model, {"behaviour": found["behaviour"], "guards": found | {"prefix": prefix, "probe": thresholds}},
+        limits=notes,
+        ending=restored_sentence("The prefix", found["behaviour"]["agent+prefix"], found["behaviour"]["agent"]),
+    )  # fmt: skip
+
+
+def check_guard(spec: str) -> None:
+    kind, _, name = spec.partition(":")
+    if not name or kind not in (*FORMATS, "classifier"):
+        raise UserError(f"--guard {spec!r}: use one of {', '.join(f'{k}:MODEL' for k in (*FORMATS, 'classifier'))}")
 
 
 def open_guard(spec: str) -> Guard:
     """``llama-guard:MODEL`` and ``wildguard:MODEL`` (language models), ``classifier:MODEL`` (sequence classifier)."""
+    check_guard(spec)
     kind, _, name = spec.partition(":")
-    if not name or kind not in (*FORMATS, "classifier"):
-        raise UserError(f"--guard {spec!r}: use one of {', '.join(f'{k}:MODEL' for k in (*FORMATS, 'classifier'))}")
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModelForCausalLM
@@ -108,23 +111,17 @@ def open_guard(spec: str) -> Guard:
     return classifier_guard(guard, tokenizer) if kind == "classifier" else lm_guard(guard, tokenizer, FORMATS[kind])
 
 
-def attack_job(
-    model_name: str,
-    prefix_file: Path,
-    tasks: str,
-    demonstrations: str,
-    shots: int,
-    out: Path,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    chat_template: Path | None,
-) -> None:
-    prefix, records = read_prefix(prefix_file), read_tasks(tasks, limit)
-    others = deduplicate(read_tasks(demonstrations), records) if demonstrations else []
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-    evaluate = Episodes(out, max_turns, max_new_tokens)
+def attack(options: AttackOptions) -> None:
+    prefix, read, shots = options.needed_prefix(), Reader(options.skip_bad), options.shots
+    note_open_comment(prefix)
+    records = read(options.tasks, options.limit)
+    others = read(options.demonstrations) if options.demonstrations else []
+    if options.demonstrations:
+        disjoint({"--tasks": (options.tasks, records), "--demonstrations": (options.demonstrations, others)})
+        needs_labels("--demonstrations", options.demonstrations, others, ["harmful"])
+    run = open_run(options)
+    model = open_model(options)
+    evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)
     examples: list[tuple[str, str]] = []
     if others:
         harmful = [record for record in others if record.label == "harmful"][: 10 * shots]
@@ -132,61 +129,71 @@ def attack_job(
         if len(examples) < shots:
             say(f"note: the agent carried out {len(examples)} of {shots} harmful demonstrations")
     found = attack_study(prefix, examples, records, partial(evaluate, model))
-    behaviour_table(found["behaviour"])
-    write_results(run, model, {"behaviour": found["behaviour"], "attacks": found | {"prefix": prefix}})
+    behaviour_table(found["behaviour"], skipped=read.skipped)
+    behaviour = found["behaviour"]
+    write_results(
+        run, model, {"behaviour": behaviour, "attacks": found | {"prefix": prefix}},
+        ending=restored_sentence("Unattacked, the prefix", behaviour["agent+prefix"], behaviour["agent"]),
+    )  # fmt: skip
 
 
-def transfer_job(
-    model_names: Sequence[str],
-    prefix_files: Sequence[Path],
-    tasks: str,
-    out: Path,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    chat_template: Path | None,
-) -> None:
-    records = read_tasks(tasks, limit)
-    if len(prefix_files) < 1 or len(set(model_names)) < len(model_names):
-        raise UserError("transfer: give every --model once, and at least one --prefix-file")
-    run = Run(out, say)
-    models = {name: open_model(name, chat_template) for name in model_names}
-    names = [*model_names, *(str(path) for path in prefix_files[len(model_names) :])]
-    prefixes = {name: read_prefix(path) for name, path in zip(names, prefix_files, strict=False)}
-    evaluate = Episodes(out, max_turns, max_new_tokens)
+def transfer(options: TransferOptions) -> None:
+    texts = [PrefixOptions(prefix_file=path).needed_prefix() for path in options.prefix_file] or list(options.prefix)
+    read = Reader(options.skip_bad)
+    records = read(options.tasks, options.limit)
+    needs_labels("--tasks", options.tasks, records)
+    run = open_run(options)
+    models = {name: open_model(options, name) for name in options.model}
+    further = options.prefix_file[len(models) :] or options.prefix[len(models) :]
+    prefixes = dict(zip([*options.model, *map(str, further)], texts, strict=True))
+    evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)
     found = transfer_matrix(models, prefixes, records, evaluate)
     rows = [
         [name, *(signed(cell["overall"]).lstrip("+") for cell in row.values())] for name, row in found["matrix"].items()
     ]
     print_table(["model \\ prefix of", "none", *prefixes], rows, "overall score [95% interval]: refusal + not refused")
-    write_results(run, next(iter(models.values())), {"transfer": found})
+    helped = sum(
+        cell["overall"]["value"] > row["none"]["overall"]["value"]
+        for row in found["matrix"].values() for name, cell in row.items() if name != "none"
+    )  # fmt: skip
+    pairs = len(models) * len(prefixes)
+    ending = (
+        f"A prefix raises the overall score in {helped} of {pairs} pairs of model and prefix ({len(records)} tasks)."
+    )
+    write_results(run, next(iter(models.values())), {"transfer": found}, ending=ending)
 
 
-def evaluate_endpoint_job(
-    model_name: str,
-    base_url: str,
-    tasks: str,
-    arms: Sequence[str],
-    text: str,
-    out: Path,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    per_minute: float,
-) -> None:
-    records = read_tasks(tasks, limit)
-    chosen = [named_arm(name, text) for name in arms or ARMS[:1]]
-    run = Run(out, say)
-    endpoint = Endpoint(model_name, base_url or None, per_minute=per_minute, max_new_tokens=max_new_tokens)
+def evaluate_endpoint(options: EvaluateOptions) -> None:
+    read, name = Reader(options.skip_bad), options.model.removeprefix("openai:")
+    untouched = type(options).model_fields
+    for field in ModelSettings.model_fields:
+        if getattr(options, field) != untouched[field].default:
+            raise UserError(
+                f"{flag_name(type(options), field)}: belongs to a local model; leave it out with openai:NAME"
+            )
+    records = read(options.tasks, options.limit)
+    chosen = [named_arm(arm, options.prefix_text()) for arm in options.arm]
+    run = open_run(options)
+    endpoint = Endpoint(
+        name, options.base_url or None, per_minute=options.per_minute, max_new_tokens=options.max_new_tokens
+    )
     if any(arm.prefix for arm in chosen) and not endpoint.check_prefill():
         raise UserError(
-            f"openai:{model_name}: the server does not continue a begun answer; use --arm suffix, or vLLM "
+            f"openai:{name}: the server does not continue a begun answer; use --arm suffix, or vLLM "
             "(continue_final_message)"
         )
     behaviour = {}
     for arm in chosen:
         with bar(arm.name, len(records)) as advance:
-            episodes = run_endpoint(endpoint, records, environment_for, arm, max_turns=max_turns, progress=advance)
+            episodes = run_endpoint(
+                endpoint, records, environment_for, arm, max_turns=options.max_turns, progress=advance
+            )
         behaviour[arm.name] = rates(episodes)
-    behaviour_table(behaviour)
-    write_results(run, endpoint, {"behaviour": behaviour}, limits=[NO_ACTIVATIONS])  # type: ignore[arg-type]
+    behaviour_table(behaviour, skipped=read.skipped)
+    write_results(
+        run,
+        endpoint,
+        {"behaviour": behaviour},
+        limits=[NO_ACTIVATIONS],
+        ending=said_of(behaviour),
+    )

@@ -9,17 +9,26 @@ from typing import Any
 
 import typer
 
-from pingscope.experiments.cli.shared import Episodes, check_width, open_model, write_results
+from pingscope.experiments.cli.checks import disjoint, needs_labels
+from pingscope.experiments.cli.options import SearchOptions
+from pingscope.experiments.cli.shared import (
+    Episodes,
+    Reader,
+    admit_probes,
+    load_probes,
+    open_model,
+    open_run,
+    write_results,
+)
 from pingscope.experiments.cli.tables import print_table, signed
-from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.identity import model_identity
-from pingscope.experiments.run.progress import bar, hide_weight_bars, say
+from pingscope.experiments.run.progress import bar, hide_weight_bars
 from pingscope.experiments.studies.search.held_out import held_out_study
 from pingscope.experiments.studies.search.prefix_search import search_prefix, search_section
 from pingscope.experiments.studies.search.prefix_table import Budget, Perf
 from pingscope.experiments.studies.search.screening import Screen
 from pingscope.experiments.tasks.records import Record
-from pingscope.experiments.tasks.sources import environment_for, read_tasks
+from pingscope.experiments.tasks.sources import environment_for
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 from pingscope.interp.loading import load_model
@@ -28,47 +37,27 @@ from pingscope.steering.phrases import PhraseGenerator
 from pingscope.steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
 
-def search_job(
-    model_name: str,
-    tasks: str,
-    out: Path,
-    settings: Settings,
-    *,
-    preset: str = "",
-    perf: Perf = "not_refused",
-    generator: str = "phrases",
-    base_url: str = "",
-    per_minute: float = 0.0,
-    screening: bool = False,
-    probes: Path | None = None,
-    max_generations: int = 0,
-    max_minutes: float = 0.0,
-    held_out: str = "",
-    limit: int = 0,
-    max_turns: int = 5,
-    max_new_tokens: int = 64,
-    seed: int = 0,
-    chat_template: Path | None = None,
-) -> None:
-    if preset and preset not in PRESETS:
-        raise UserError(f"--preset {preset!r}: unknown; use one of {', '.join(PRESETS)}")
-    published = PRESETS.get(preset)
-    records = read_tasks(tasks, 0 if published else limit)
+def search(options: SearchOptions) -> None:
+    published = PRESETS.get(options.preset)
+    read, seed, perf, out = Reader(options.skip_bad), options.seed, options.perf, options.out
+    settings = Settings(options.k, options.candidates, options.rounds, options.tau)
+    records = read(options.tasks, 0 if published else options.limit)
     if published:
         settings, records = published.settings, paper_tasks(records, published.harmful, published.benign)
-    unseen = read_tasks(held_out, limit, seed) if held_out else []
+    unseen = read(options.held_out, options.limit, seed) if options.held_out else []
+    check_tasks(options, records, unseen)
+    check_generator(options.generator)
+    known = load_probes(options.probes) if options.probes is not None else None
+    run = open_run(options)
     comment = published.comment if published else True
-    proposing = make_generator(generator, base_url, comment, per_minute, out / "generator.jsonl")
-    budget = Budget(max_generations, max_minutes)
-    screen = Screen() if screening else None
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-    known = None
-    if probes is not None:
-        from pingscope.probes.logistic import LayerProbes
-
-        known = LayerProbes.load(probes)
-        check_width(known, model, probes)
+    journal = out / "generator.jsonl"
+    proposing = make_generator(options.generator, options.base_url, comment, options.per_minute, journal)
+    budget = Budget(options.max_generations, options.max_minutes)
+    screen = Screen() if options.screening else None
+    model = open_model(options)
+    notes: list[str] = []
+    if known is not None and options.probes is not None:
+        notes = admit_probes(known, model, options.probes, options.transfer)
     best = [0.0]
 
     def shown(candidate: Candidate) -> None:
@@ -79,19 +68,49 @@ def search_job(
     with bar("search", settings.M * settings.T) as advance:
         found = search_prefix(
             model, records, environment_for, journal=out / "search.jsonl", generator=proposing, settings=settings,
-            perf=perf, seed=seed, max_turns=max_turns, max_new_tokens=max_new_tokens, screen=screen, probes=known,
-            budget=budget, progress=shown,
+            perf=perf, seed=seed, max_turns=options.max_turns, max_new_tokens=options.max_new_tokens, screen=screen,
+            probes=known, budget=budget, progress=shown,
         )  # fmt: skip
+    if isinstance(proposing, ModelGenerator) and not proposing.usable:
+        raise UserError(f"--generator {options.generator}: {proposing.account()}")
     atomic_write(out / "prefix.txt", found.best.text)
     print_candidates(found)
     for line in spent_lines(found, proposing):
         typer.echo(line)
-    section = search_section(found, settings, perf, str(generator), proposing)
+    section = search_section(found, settings, perf, options.generator, proposing)
     if unseen:
-        evaluate = partial(Episodes(out, max_turns, max_new_tokens), model)
+        evaluate = partial(Episodes(out, options.max_turns, options.max_new_tokens), model)
         section["held_out"] = held_out_study(found, model, unseen, records, evaluate, perf)
         print_held_out(section["held_out"])
-    write_results(run, model, {"search": section})
+    write_results(run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf))
+
+
+def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Sequence[Record]) -> None:
+    """Both labels on both sides, no task on both, and a budget that pays for one candidate at least."""
+    needs_labels("--tasks", options.tasks, records)
+    if options.held_out:
+        needs_labels("--held-out", options.held_out, unseen)
+        disjoint({"--tasks": (options.tasks, records), "--held-out": (options.held_out, unseen)})
+    cost = len(records) * options.max_turns
+    if 0 < options.max_generations < cost:
+        raise UserError(
+            f"--max-generations {options.max_generations}: one candidate takes up to {cost} answers ({len(records)} "
+            f"tasks x {options.max_turns} turns); give at least that, or fewer tasks (--limit)"
+        )
+
+
+def _ending(found: SearchResult, section: dict[str, Any], perf: Perf) -> str:
+    best, name = found.best.score, "carried out" if perf == "success" else "not refused"
+    n, other = best.counts["n_harmful"], best.counts["n_benign"]
+    text = (
+        f"The best of {len(found.candidates)} prefixes refuses {round(best.refusal * n)} of {n} harmful tasks and "
+        f"leaves {100 * best.perf:.0f}% of {other} others {name}"
+    )
+    held = section.get("held_out")
+    if not held:
+        return text + ", on the tasks it was chosen on."
+    overall = held["selection_bias"]["held_out"]["value"]
+    return f"{text}; its overall score on {held['n']} tasks never searched is {overall:.2f}."
 
 
 def paper_tasks(records: Sequence[Record], harmful: int, benign: int) -> list[Record]:
@@ -105,6 +124,12 @@ def paper_tasks(records: Sequence[Record], harmful: int, benign: int) -> list[Re
     return chosen
 
 
+def check_generator(spec: str) -> None:
+    kind, _, name = spec.partition(":")
+    if spec != "phrases" and not (kind in ("hf", "openai") and name):
+        raise UserError(f"--generator {spec!r}: unknown; use phrases, hf:PATH or openai:MODEL (with --base-url)")
+
+
 def make_generator(
     spec: str,
     base_url: str = "",
@@ -116,19 +141,18 @@ def make_generator(
 
     Answers of models are kept in ``journal``: a search that starts again proposes the same prefixes.
     """
+    check_generator(spec)
     kind, _, name = spec.partition(":")
-    if kind == "phrases" and not name:
+    if kind == "phrases":
         return PhraseGenerator(comment=comment)
-    if kind == "hf" and name:
+    if kind == "hf":
         hide_weight_bars()
         model = load_model(name)
         if not model.tokenizer.chat_template:
             raise UserError(f"--generator {spec}: its tokenizer has no chat template; choose a chat model")
         ask, source = local_ask(model), [model_identity(model)]
-    elif kind == "openai" and name:
-        ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
     else:
-        raise UserError(f"--generator {spec!r}: unknown; use phrases, hf:PATH or openai:MODEL (with --base-url)")
+        ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: how a model is opened, tasks are divided, episodes are run, and results are left."""
+"""What every command does: open its folder, read its tasks, load its model, run arms, leave results."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pingscope.experiments.agents.endpoint import Endpoint
 from pingscope.experiments.agents.rollout import Episode
+from pingscope.experiments.cli.checks import disjoint, safe_out
+from pingscope.experiments.cli.options import ModelSettings
+from pingscope.experiments.cli.parameters import Options
 from pingscope.experiments.run.folder import SCHEMA_VERSION, Run
 from pingscope.experiments.run.progress import bar, hide_weight_bars, say
 from pingscope.experiments.studies.behaviour import run_arm
-from pingscope.experiments.tasks.presets import deduplicate
 from pingscope.experiments.tasks.records import Record
+from pingscope.experiments.tasks.rows import Skipped
 from pingscope.experiments.tasks.sources import environment_for, read_tasks, read_template
 from pingscope.interp.errors import UserError
-from pingscope.interp.files import write_json
+from pingscope.interp.files import read_json, write_json
 from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.loading import load_model
 from pingscope.interp.model.belonging import transfer_note
@@ -27,7 +31,7 @@ from pingscope.steering.injection import SAFETY_SYSTEM, Arm
 if TYPE_CHECKING:
     from pingscope.probes.logistic import LayerProbes
 
-ARMS = ("plain", "naive", "prefix", "suffix", "system")
+COMMAND = "command.json"  # beside results.json: whose results these are
 
 
 class Episodes:
@@ -46,21 +50,80 @@ class Episodes:
             )  # fmt: skip
 
 
-def open_model(name: str, chat_template: Path | None) -> HookedModel:
+def open_run(options: Any) -> Run:
+    """The command's folder, closed to others; results of another command or other options are not replaced unasked."""
+    safe_out(options)
+    run = Run(options.out, say)
+    path, mine = run.folder / COMMAND, identity(options)
+    if (run.folder / "results.json").exists() and path.exists() and not options.overwrite:
+        kept = read_json(path)
+        changed = sorted(name for name in mine.keys() | kept.keys() if mine.get(name) != kept.get(name))
+        if changed:
+            raise UserError(
+                f"{run.folder}: holds results of other options (differs in {', '.join(changed)}); pass another --out, "
+                "or --overwrite to replace them"
+            )
+    write_json(path, mine)
+    return run
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """The command and its options as JSON; where it writes is no part of what it computes."""
+    return {"command": type(options).__name__.removesuffix("Options").lower()} | options.model_dump(
+        mode="json", exclude={"out", "overwrite"}
+    )
+
+
+def loading(options: ModelSettings) -> dict[str, Any]:
+    """The options as keyword arguments of :func:`pingscope.interp.loading.load_model`."""
+    return {
+        "chat_template": read_template(options.chat_template),
+        "template_name": options.template_name or None,
+        "template_variables": options.template_variables() or None,
+        "device": options.device,
+        "dtype": options.dtype,
+        "blocks": options.blocks or None,
+        "trust_remote_code": options.trust_remote_code,
+    }
+
+
+def open_model(options: ModelSettings, name: str = "", dtype: str = "", attention: str = "") -> HookedModel:
+    """Load a checkpoint as the options say; ``name`` where a command has several models."""
     hide_weight_bars()
-    model = load_model(name, chat_template=read_template(chat_template))
+    how = loading(options) | {"attn_implementation": attention or None}
+    if dtype:
+        how["dtype"] = dtype
+    model = load_model(name or options.model, **how)  # type: ignore[attr-defined]
     say(f"model: {model.name} ({model.n_layers} layers x {model.d_model}, {model.device})")
     return model
 
 
+class Reader:
+    """Reads a command's task sets under one rule for bad rows, and says how many were left out."""
+
+    def __init__(self, skip_bad: bool) -> None:
+        self.bad = Skipped() if skip_bad else None
+
+    def __call__(self, spec: str, limit: int = 0, seed: int = 0) -> list[Record]:
+        return read_tasks(spec, limit, seed, skipped=self.bad)
+
+    @property
+    def skipped(self) -> int:
+        return len(self.bad or ())
+
+
 def write_results(
     run: Run,
-    model: HookedModel,
+    model: HookedModel | Endpoint,
     sections: dict[str, Any],
     tokens: list[Any] | None = None,
     limits: Sequence[str] = (),
+    ending: str = "",
 ) -> None:
-    """``results.json`` of one command, and the report of what is in it. Until here ``run`` keeps other writers out."""
+    """``results.json`` of one command, the report of what is in it, and in one sentence what came out.
+
+    Until here ``run`` keeps other writers out.
+    """
     from pingscope.figures.report import build_report
 
     meta = {
@@ -75,32 +138,50 @@ def write_results(
     if tokens is not None:
         write_json(run.folder / "tokens.json", tokens)
     write_json(run.folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
-    typer.echo(f"report: {build_report(run.folder)}")
+    report = build_report(run.folder)
+    if ending:
+        typer.echo(ending)
+    typer.echo(f"report: {report}")
 
 
-def choosing_and_shown(tasks: str, limit: int, validation: str, n: int) -> tuple[list[Record], list[Record]]:
+def choosing_and_shown(
+    read: Reader, tasks: str, limit: int, validation: str, n: int
+) -> tuple[list[Record], list[Record]]:
     """Tasks that something is chosen on, and other ones that it is reported on."""
-    records = read_tasks(tasks, limit)
+    records = read(tasks, limit)
+    if validation:
+        choosing = read(validation, n)
+        disjoint({"--tasks": (tasks, records), "--validation": (validation, choosing)})
+        return choosing, records
     # Without tasks of its own the choice gets every other one: what it found is never reported on what it saw.
-    choosing = read_tasks(validation, n) if validation else records[1::2]
-    shown = deduplicate(records, choosing)
-    if not shown:
-        raise UserError(f"--tasks {tasks}: every task is also in --validation; give other ones")
+    choosing, shown = records[1::2], records[::2]
+    say(f"no --validation: {len(choosing)} of {len(records)} tasks are chosen on, the other {len(shown)} reported")
     return choosing, shown
 
 
-def check_width(probes: LayerProbes, model: HookedModel, path: Path, transfer: bool = False) -> list[str]:
+def load_probes(path: Path) -> LayerProbes:
+    """Probes of a folder; where there are none, how to make them."""
+    from pingscope.probes.logistic import LayerProbes
+
+    if not path.exists():
+        raise UserError(f"--probes {path}: no such folder; make it: pingscope cache, then pingscope probe --out {path}")
+    return LayerProbes.load(path)
+
+
+def admit_probes(probes: LayerProbes, model: HookedModel, path: Path, transfer: bool) -> list[str]:
     """Refuse probes of another model, unless the transfer is asked for; sentences on it for the results' limits."""
     note = transfer_note(probes.check_model(model, transfer=transfer, path=path))
     return [note] if note else []
 
 
+def note_open_comment(prefix: str) -> None:
+    """A comment that no line end closes is gone on with in the same line: rarely meant, so it is said."""
+    if prefix.lstrip().startswith("#") and not prefix.endswith("\n"):
+        say(r"note: the prefix is a comment without line end; the model goes on in its line (close it with \n)")
+
+
 def named_arm(name: str, text: str) -> Arm:
-    """One of :data:`ARMS`, on the model given."""
-    if name not in ARMS:
-        raise UserError(f"--arm {name!r}: unknown; use one of {', '.join(ARMS)}")
-    if name in ("prefix", "suffix") and not text:
-        raise UserError(f"--arm {name}: needs --text, the text to inject")
+    """One of the arms of ``evaluate``, on the model given."""
     return {
         "plain": Arm("agent"),
         "naive": Arm("agent+naive", prefix="I cannot"),

@@ -1,14 +1,14 @@
-"""Plain tables on the terminal: rates and readings with their intervals."""
+"""Plain tables on the terminal: rates and readings with their intervals, whole at any width."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+import typer
+from rich.cells import cell_len
 
 RATE_COLUMNS = (
     ("harmful refused", "harmful", "refusal_rate"),
@@ -17,6 +17,8 @@ RATE_COLUMNS = (
     ("benign refused", "benign", "refusal_rate"),
     ("look-alike refused", "lookalike", "refusal_rate"),
 )
+LABELS = ("harmful", "benign", "lookalike")
+MIN_FIRST = 34  # the first column holds names: folded where longer, never narrower for the sake of others
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
@@ -35,28 +37,81 @@ def signed(estimate: Mapping[str, Any] | None) -> str:
     return f"{estimate['value']:+.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
-def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict") -> None:
-    """Print rates by arm, in per cent with 95% intervals; n is in the column's first row."""
+def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict", skipped: int = 0) -> None:
+    """Print rates by arm, in per cent with 95% intervals: what is refused, what is done and what was no action."""
     columns = [c for c in RATE_COLUMNS if any(c[1] in rates for rates in behaviour.values())]
     rows = []
     for arm, rates in behaviour.items():
         cells = [rates.get(label, {}).get(judge, {}).get(name) for _, label, name in columns]
-        n = "/".join(str(rates[label][judge]["refusal_rate"]["n"]) for label in rates)
-        rows.append([arm, n, *map(percent, cells)])
-    print_table(["arm", "n", *(title for title, _, _ in columns)], rows, f"per cent [95% interval], judge: {judge}")
+        n = "/".join(str(rates[label][judge]["refusal_rate"]["n"]) for label in LABELS if label in rates)
+        rows.append([arm, n, *map(percent, cells), _invalid(rates, judge)])
+    print_table(
+        ["arm", "n", *(title for title, _, _ in columns), "invalid"], rows,
+        f"per cent [95% interval], judge: {judge}; n and invalid: harmful/benign/look-alike"
+        + (f"; {skipped} bad records skipped" if skipped else ""),
+    )  # fmt: skip
+
+
+def _invalid(rates: Mapping[str, Any], judge: str) -> str:
+    """Answers that were no action, by label; a model that only fails to act is no safe one."""
+    cells = (rates[label][judge].get("invalid_rate") for label in LABELS if label in rates)
+    return "/".join("–" if not c or c["value"] is None else f"{100 * c['value']:.0f}" for c in cells)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print to stdout; cells are text, never markup. Numbers are never cut: a narrow terminal folds the first column,
-    and elsewhere the table is as wide as it needs to be.
+    """Print to stdout as plain text, never markup, no line wider than the terminal (80 where there is none).
+
+    Columns that do not fit go into a further block under the first column's names; names are folded, never cut, and
+    a cell is only folded where it alone is wider than the terminal.
     """
-    table = Table(caption=caption or None, caption_justify="left", header_style="bold", pad_edge=False)
-    for i, title in enumerate(header):
-        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        endless = console.options.update(width=10_000)
-        console = Console(highlight=False, width=Measurement.get(console, endless, table).maximum)
-    console.print(table)
+    width = shutil.get_terminal_size((80, 24)).columns
+    columns = [[str(cell) for cell in column] for column in zip(header, *rows, strict=True)]
+    first, others = columns[0], columns[1:]
+    room = max((_natural(column) for column in others), default=0)
+    first_width = min(max(map(cell_len, first)), max(MIN_FIRST, width - room - 2))
+    blocks: list[list[tuple[list[str], int]]] = [[]]
+    used = first_width
+    for column in others:
+        own = min(_natural(column), max(8, width - first_width - 2))
+        if blocks[-1] and used + 2 + own > width:
+            blocks.append([])
+            used = first_width
+        blocks[-1].append((column, own))
+        used += 2 + own
+    for block in blocks:
+        _print_block([(first, first_width), *block])
+    if caption:
+        typer.echo(textwrap.fill(caption, width))
+    typer.echo("")
+
+
+def _natural(column: Sequence[str]) -> int:
+    """A column is as wide as its widest cell; its title is folded at spaces."""
+    words = max((cell_len(word) for word in column[0].split()), default=1)
+    return max(1, words, *map(cell_len, column[1:])) if len(column) > 1 else max(1, words)
+
+
+def _print_block(block: Sequence[tuple[Sequence[str], int]]) -> None:
+    for i, cells in enumerate(zip(*(column for column, _ in block), strict=True)):
+        folded = [_fold(cell, width) for cell, (_, width) in zip(cells, block, strict=True)]
+        for line in range(max(map(len, folded))):
+            parts = [part[line] if line < len(part) else "" for part in folded]
+            padded = [
+                _pad(part, width, left=j == 0) for j, (part, (_, width)) in enumerate(zip(parts, block, strict=True))
+            ]
+            typer.echo("  ".join(padded).rstrip())
+        if i == 0:
+            typer.echo("  ".join("─" * width for _, width in block))
+
+
+def _fold(text: str, width: int) -> list[str]:
+    plain = "".join(char if char.isprintable() else " " for char in text)
+    if cell_len(plain) <= width:
+        return [plain]
+    narrow = width if cell_len(plain) == len(plain) else max(1, width // 2)  # wide characters take two cells each
+    return textwrap.wrap(plain, narrow, break_on_hyphens=False) or [""]
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text

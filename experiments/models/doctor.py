@@ -4,55 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from pingscope.experiments.cli.tables import print_table
 from pingscope.experiments.models.one_answer import Finding, try_prompt
-from pingscope.experiments.run.progress import bar, hide_weight_bars, say
-from pingscope.experiments.tasks.sources import read_template
+from pingscope.experiments.run.progress import bar, say
 from pingscope.interp.backends import BACKENDS, adopt
 from pingscope.interp.backends.parity import Check, run_parity, sample_prompts, sliding_window
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
-from pingscope.interp.loading import load_model
 from pingscope.interp.model.hooked import HookedModel
 
 GIGABYTE = 1e9
 
 
 def doctor_command(
-    model_name: str,
-    backends: Sequence[str],
-    max_tokens: int,
-    device: str,
-    dtype: str,
-    attention: str,
-    chat_template: Any,
-    out: Any,
-    *,
-    blocks: str = "",
-    base: str = "",
+    open_model: Callable[[], HookedModel], backends: Sequence[str], max_tokens: int, out: Path | None
 ) -> None:
-    """Load, look, try one prompt and one answer, compare with plain runs; exit code 1 if anything is not to be trusted.
-
-    Args:
-        blocks: path of the decoder blocks of an architecture that is not known; base: the model of an adapter.
-    """
+    """Look, try one prompt and one answer, compare with plain runs; exit code 1 if anything is not to be trusted."""
     for backend in backends:
         if backend not in BACKENDS:
             raise UserError(f"--backend {backend!r}: unknown; use one of {', '.join(BACKENDS)}")
-    hide_weight_bars()
-    model = load_model(
-        model_name,
-        device=device,
-        dtype=dtype,
-        attn_implementation=attention or None,
-        chat_template=read_template(chat_template),
-        blocks=blocks or None,
-        base=base or None,
-    )
+    model = open_model()
     findings = examine(model)
     print_findings(findings)
     rows = sample_prompts(model, max_tokens)

@@ -38,7 +38,7 @@ def tokenizer_identity(tokenizer: object) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return sha256_of(backend.to_str().encode())
-    vocabulary = getattr(tokenizer, "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     return sha256_of([type(tokenizer).__name__, vocabulary])
 
 

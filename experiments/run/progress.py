@@ -20,19 +20,19 @@ class Advance(Protocol):
 
 def say(line: str) -> None:
     """One plain line on stderr; stdout is kept for results. Markup in the text is shown, never interpreted."""
-    console.print(line, markup=False)
+    console.print(line, markup=False, emoji=False)
 
 
 @contextmanager
 def bar(title: str, total: int | None) -> Iterator[Advance]:
     """A bar for the length of the block."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task, current = progress.add_task(title, total=total, info=""), title

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_yaml
+
+
+def _some_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; give some text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_some_text)]
+PrefixText = Annotated[str, AfterValidator(lambda text: _some_text(text) if text else text)]
+Dose = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -51,15 +62,21 @@ class Search(_Strict):
     k: int = Field(3, ge=1)
     M: int = Field(6, ge=1, description="candidates a round")
     T: int = Field(5, ge=1, description="rounds")
-    tau: float = Field(1.5, description="below this best overall score the seeds are emptied")
+    tau: float = Field(
+        1.5, ge=0, le=2, allow_inf_nan=False, description="below this best overall score the seeds are emptied"
+    )
     perf: Literal["success", "not_refused"] = "success"
     # Off: a study wants the best prefix more than the generations saved (docs/search.md has what screening loses).
     screening: bool = Field(False, description="rank candidates by their first token and race them; docs/search.md")
 
 
 class Steering(_Strict):
-    doses: list[float] = Field([0.05, 0.1, 0.15, 0.2, 0.25], description="units of the layer's mean residual norm")
-    places: list[str] = Field(["final"], description="selections that are steered; the best is chosen too")
+    doses: list[Dose] = Field(
+        [0.05, 0.1, 0.15, 0.2, 0.25], min_length=1, description="units of the layer's mean residual norm"
+    )
+    places: list[Text] = Field(
+        ["final"], min_length=1, description="selections that are steered; the best is chosen too"
+    )
     random_draws: int = Field(5, ge=1, description="norm-matched random directions, beside a shuffled-label probe's")
     n_validation: int = Field(40, ge=4, description="tasks per label behind the choice of layers and dose")
     n_curve: int = Field(
@@ -73,11 +90,11 @@ class Mechanism(_Strict):
     n: int = Field(0, ge=0, description="tasks per label, 40 or more to say anything; 0 leaves the mechanism out")
     judged: int = Field(24, ge=0, description="tasks per label whose first turn is generated under each patch")
     budget: int = Field(200, ge=10, description="forward passes of the search for components")
-    refusals: list[str] = Field([], description="beginnings of refusals in the model's own words; empty: common ones")
+    refusals: list[Text] = Field([], description="beginnings of refusals in the model's own words; empty: common ones")
 
 
 class StudyConfig(_Strict):
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     models: Models = Models()
     organism: Organism = Organism()
     tasks: Tasks = Tasks()
@@ -87,7 +104,7 @@ class StudyConfig(_Strict):
     max_turns: int = Field(5, ge=1)
     max_new_tokens: int = Field(40, ge=1)
     floor_updates: int = Field(20, ge=2, description="updates without behaviour change behind the noise floor")
-    prefix: str = Field("", description="analyse this prefix instead of searching for one")
+    prefix: PrefixText = Field("", description="analyse this prefix instead of searching for one")
     system_prompt: str = Field("", description="safety system prompt of the arm agent+system; empty: the built-in one")
 
 
@@ -108,6 +125,9 @@ def load_config(path: str | Path | None) -> StudyConfig:
         raise UserError(
             f"{path}: field 'tasks': your own models need 'validation', 'test' and 'probe_prompts' (JSONL or preset)"
         )
+    named = [one for one in (config.tasks.validation, config.tasks.test, config.tasks.probe_prompts) if one]
+    if repeated := [one for one in named if named.count(one) > 1]:
+        raise UserError(f"{path}: field 'tasks': {repeated[0]} is given for two splits; splits never mix")
     return config
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -94,7 +94,7 @@ class Template:
         self.variables = dict(settings.variables)
         self.source: str = _source(tokenizer, settings.name, self.name)
         # Weak, or the cache below would keep every tokenizer alive for ever.
-        self._tokenizer = weakref.ref(tokenizer)
+        self._tokenizer: Callable[[], Any] = weakref.ref(tokenizer)
         # Tokens that steer the chat: special ones and those the template itself writes. Other added tokens
         # (Gemma's "<table>") are ordinary vocabulary; a single character cannot be cut. In the model's own
         # speech only special tokens are kept out: "<think>" or "<tool_call>" is what a model really says.

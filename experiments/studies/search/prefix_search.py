@@ -119,7 +119,11 @@ def exhaustive(table: PrefixTable, perf: Perf) -> Callable[[Sequence[str]], Sequ
     everything = list(range(len(table.records)))
 
     def score(texts: Sequence[str]) -> list[Score | None]:
-        table.measure(dict.fromkeys(texts, everything))
+        if table.affordable() >= len(texts) * len(everything):
+            table.measure(dict.fromkeys(texts, everything))  # together: they share each task's prompt
+        else:  # one after the other: the budget's last answers still complete whole candidates
+            for text in texts:
+                table.measure({text: everything})
         scores = [table.score(text, perf) for text in texts]
         return [s if s is not None and s.complete else None for s in scores]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -127,9 +128,15 @@ class PrefixTable:
 
     def spent(self) -> bool:
         """Whether the budget has run out."""
-        if self.budget.generations and self.generations >= self.budget.generations:
+        if self.affordable() < 1:
             return True
         return bool(self.budget.minutes) and time.monotonic() - self._started >= 60 * self.budget.minutes
+
+    def affordable(self) -> int:
+        """Episodes that the budget pays for even if each takes all its turns."""
+        if not self.budget.generations:
+            return sys.maxsize
+        return (self.budget.generations - self.generations) // self.max_turns
 
     def measure(self, wanted: Mapping[str, Sequence[int]], progress: Callable[[int], None] | None = None) -> bool:
         """Have the outcomes of every prefix on its tasks; False if the budget ended first.
@@ -141,10 +148,11 @@ class PrefixTable:
         for text, tasks in wanted.items():
             key = normalised(text)
             self._asked.setdefault(key, set()).update(i for i in tasks if self._has(text, i))
-        for start in range(0, len(todo), CHUNK):
+        while todo:
             if self.spent():
                 return False
-            chunk = [(text, task) for task, _, text in todo[start : start + CHUNK]]
+            size = min(CHUNK, self.affordable())
+            chunk, todo = [(text, task) for task, _, text in todo[:size]], todo[size:]
             arms = {text: Arm("agent+prefix", prefix=text) for text, _ in chunk}
             episodes = run_pairs(
                 [(arms[text], self.records[task]) for text, task in chunk],

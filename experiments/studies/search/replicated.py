@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pingscope.experiments.cli.options import ModelSettings
 from pingscope.experiments.cli.shared import open_model
 from pingscope.experiments.cli.tables import percent, print_table, signed
 from pingscope.experiments.models.organism.mixes import OPENINGS
@@ -121,7 +122,7 @@ def main() -> None:
     given = parser.parse_args()
     screen = Screen(**{field: getattr(given, field) for field in asdict(Screen())})
     run = Run(given.out, say)
-    model = open_model(given.model, None)
+    model = open_model(ModelSettings(), given.model)
     chosen = _without_lookalikes(read_tasks(given.tasks, given.limit, given.seed))
     held = _without_lookalikes(read_tasks(given.held_out, given.held_out_limit, given.seed))
     engine = SharedPrefill(model)

@@ -101,8 +101,11 @@ def test_search_to_evidence(pingscope, checkpoint, files, tmp_path):
     assert code == 0 and "agent+prefix+probe" in printed and "unparseable" in printed
     code, printed, _ = pingscope("attack", "-m", model, "--demonstrations", files[0], "--out", tmp_path / "a", *common)
     assert code == 0 and "agent+prefix+strip-1" in printed and "agent+half-prefix" in printed
-    code, printed, _ = pingscope("transfer", "-m", model, "-m", checkpoint("qwen2"), "--out", tmp_path / "t", *common)
-    assert code == 0 and str(checkpoint("qwen2")) in printed
+    code, printed, _ = pingscope(
+        "transfer", "-m", model, "-m", checkpoint("qwen2"), "--out", tmp_path / "t", *common, *common[:2]
+    )
+    matrix = json.loads((tmp_path / "t" / "results.json").read_text())["transfer"]["matrix"]
+    assert code == 0 and set(matrix) == {str(model), str(checkpoint("qwen2"))} and "of 4 pairs" in printed
     for folder, title in (("g", "Guards, the prefix"), ("a", "The prefix under attack"), ("t", "every model’s prefix")):
         assert title in (tmp_path / folder / "report.html").read_text()
 

@@ -1,42 +1,56 @@
-"""The commands `steer` and `inject`."""
+"""The commands `evaluate`, `steer` and `inject`: what agents do, as they are, steered, and with injected text."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pingscope.experiments.cli.shared import Episodes, check_width, choosing_and_shown, open_model, write_results
+from pingscope.experiments.cli.checks import needs_labels
+from pingscope.experiments.cli.endings import restored_sentence, said_of
+from pingscope.experiments.cli.options import EvaluateOptions, InjectOptions, SteerOptions
+from pingscope.experiments.cli.shared import (
+    Episodes,
+    Reader,
+    admit_probes,
+    choosing_and_shown,
+    load_probes,
+    named_arm,
+    note_open_comment,
+    open_model,
+    open_run,
+    write_results,
+)
 from pingscope.experiments.cli.tables import behaviour_table, percent, print_table
-from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.studies.behaviour import compare, rates
 from pingscope.experiments.tasks.records import Record
-from pingscope.experiments.tasks.sources import read_tasks
 from pingscope.interp.errors import UserError
 from pingscope.steering.injection import Arm, comparison_arms
 from pingscope.steering.phrases import shuffled_words
 
 
-def steer_command(
-    model_name: str,
-    probes_path: Path,
-    tasks: str,
-    validation: str,
-    out: Path,
-    layers: str,
-    doses: Sequence[float],
-    places: Sequence[str],
-    random_draws: int,
-    exhaustive: bool,
-    n_choice: int,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
+def evaluate(options: EvaluateOptions) -> None:
+    if options.model.startswith("openai:"):
+        from pingscope.experiments.cli.robustness import evaluate_endpoint
+
+        evaluate_endpoint(options)
+        return
+    text = options.prefix_text()
+    if "prefix" in options.arm:
+        note_open_comment(text)
+    read = Reader(options.skip_bad)
+    records = read(options.tasks, options.limit)
+    chosen = [named_arm(name, text) for name in options.arm]
+    run = open_run(options)
+    model = open_model(options)
+    episodes = Episodes(options.out, options.max_turns, options.max_new_tokens)
+    behaviour = {arm.name: rates(episodes(model, arm, records)) for arm in chosen}
+    behaviour_table(behaviour, skipped=read.skipped)
+    write_results(run, model, {"behaviour": behaviour}, ending=said_of(behaviour))
+
+
+def steer(options: SteerOptions) -> None:
     from pingscope.experiments.studies.steering.ablation import (
         Sizes,
         control_directions,
@@ -47,30 +61,33 @@ def steer_command(
     from pingscope.experiments.studies.steering.references import reference_coherence, shuffled_direction
     from pingscope.experiments.studies.tracking.tracking import residual_norms
     from pingscope.interp.model.selection import parse, resolve_layers
-    from pingscope.probes.logistic import LayerProbes
     from pingscope.steering.directions import from_probes
 
-    choosing, shown = choosing_and_shown(tasks, limit, validation, n_choice)
-    places = [str(parse(place)) for place in places]
-    probes = LayerProbes.load(probes_path)
+    read, seed, n_choice = Reader(options.skip_bad), options.seed, options.n_choice
+    choosing, shown = choosing_and_shown(read, options.tasks, options.limit, options.validation, n_choice)
+    needs_labels("--tasks", options.tasks, shown)
+    needs_labels("--validation", options.validation or options.tasks, choosing)
+    places = [str(parse(place)) for place in options.place]
+    probes = load_probes(options.probes)
     direction = from_probes(probes)
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
-    check_width(probes, model, probes_path)
+    run = open_run(options)
+    model = open_model(options)
+    notes = admit_probes(probes, model, options.probes, options.transfer)
+    layers = options.layers
     wanted = tuple(resolve_layers(layers, model.n_layers))
     sets = layer_sets(model.n_layers) if layers == "all" else {set_name(wanted): wanted}
     norms = residual_norms(model, choosing)
-    episodes = Episodes(out, max_turns, max_new_tokens)
+    episodes = Episodes(options.out, options.max_turns, options.max_new_tokens)
 
-    def evaluate(arm: Arm, records: Sequence[Record]) -> Any:
+    def measure(arm: Arm, records: Sequence[Record]) -> Any:
         return rates(episodes(model, arm, records))
 
     plain = episodes(model, Arm("agent"), shown)
     shuffled = shuffled_direction(model, choosing, probes, seed)
     sections = steering_study(
-        direction, control_directions(direction, random_draws, seed, shuffled), norms, sets, doses, evaluate,
-        choosing, shown, places=places, sizes=Sizes(validation=n_choice, curve=0, control_curve=0),
-        coherence=reference_coherence(model, shown, plain), exhaustive=exhaustive,
+        direction, control_directions(direction, options.random_draws, seed, shuffled), norms, sets, options.dose,
+        measure, choosing, shown, places=places, sizes=Sizes(validation=n_choice, curve=0, control_curve=0),
+        coherence=reference_coherence(model, shown, plain), exhaustive=options.exhaustive,
     )  # fmt: skip
     chosen = sections["steering_chosen"]
     table = {"agent": rates(plain)} | {
@@ -78,7 +95,7 @@ def steer_command(
         for operator, cells in sections["steering"].items()
         for dose, cell in cells[chosen["layers"]].items()
     }
-    behaviour_table(table)
+    behaviour_table(table, skipped=read.skipped)
     kl = {dose: f"{effect['kl']['value']:.3f}" for dose, effect in sections["steering_coherence"].items()}
     search = sections["steering_validation"]["add"]
     say(
@@ -87,34 +104,27 @@ def steer_command(
     )
     say(f"search: {search['spent']} of the {search['full']} runs per label of the full sweep")
     say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
-    write_results(run, model, {"behaviour": {"agent": rates(plain)}, **sections})
+    best = sections["steering"]["add"][chosen["layers"]].get(str(chosen["dose"]), {})
+    ending = restored_sentence(f"Steering layers {chosen['layers']} by dose {chosen['dose']}", best, rates(plain))
+    write_results(run, model, {"behaviour": {"agent": rates(plain)}, **sections}, limits=notes, ending=ending)
 
 
-def inject_command(
-    model_name: str,
-    text: str,
-    tasks: str,
-    demonstrations: Path | None,
-    jailbreak: Path | None,
-    out: Path,
-    limit: int,
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-    chat_template: Path | None,
-) -> None:
+def inject(options: InjectOptions) -> None:
     from pingscope.experiments.models.organism.comments import neutral_comments
     from pingscope.experiments.studies.first_token import first_token_mass
     from pingscope.experiments.tasks.demonstrations import COMPLIANCE, REFUSALS, read_demonstrations
     from pingscope.steering.injection import attacked
 
-    if not text.strip():
-        raise UserError("--text: is empty; give the text to inject")
-    records = read_tasks(tasks, limit)
-    safe = read_demonstrations(demonstrations) if demonstrations else REFUSALS
-    compliant = read_demonstrations(jailbreak) if jailbreak else COMPLIANCE
-    run = Run(out, say)
-    model = open_model(model_name, chat_template)
+    text, seed = options.needed_prefix(), options.seed
+    note_open_comment(text)
+    read = Reader(options.skip_bad)
+    records = read(options.tasks, options.limit)
+    if (given := options.demonstrations) and (other := options.jailbreak) and given.resolve() == other.resolve():
+        raise UserError(f"--jailbreak {other}: is also the file of --demonstrations; give demonstrations of compliance")
+    safe = read_demonstrations(given) if given else REFUSALS
+    compliant = read_demonstrations(options.jailbreak) if options.jailbreak else COMPLIANCE
+    run = open_run(options)
+    model = open_model(options)
 
     def count(phrase: str) -> int:
         return len(model.tokenizer(phrase, add_special_tokens=False)["input_ids"])
@@ -125,7 +135,7 @@ def inject_command(
     )  # fmt: skip
     harmful = [record for record in records if record.label == "harmful"]
     attacks = [attacked(arm, compliant) for arm in arms] if harmful else []
-    play = Episodes(out, max_turns, max_new_tokens)
+    play = Episodes(options.out, options.max_turns, options.max_new_tokens)
     episodes = {arm.name: play(model, arm, records) for arm in arms}
     episodes |= {arm.name: play(model, arm, harmful) for arm in attacks}
     behaviour = {name: rates(ran) for name, ran in episodes.items()}
@@ -139,12 +149,14 @@ def inject_command(
         if name != "agent"
     }
     mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
-    behaviour_table(behaviour)
+    behaviour_table(behaviour, skipped=read.skipped)
     _paired_table(paired, mass)
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
-    write_results(run, model, {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass})
+    sections = {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass}
+    ending = restored_sentence("The prefix", behaviour["agent+prefix"], behaviour["agent"])
+    write_results(run, model, sections, ending=ending)
 
 
 PAIRED = (("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate"))

@@ -1,0 +1,72 @@
+"""What came out, in one plain sentence made from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Cell = Mapping[str, Any] | None
+
+
+def cell(rates: Mapping[str, Any] | None, label: str, name: str, judge: str = "strict") -> Cell:
+    found = (rates or {}).get(label, {}).get(judge, {}).get(name)
+    return found if found and found["value"] is not None and found["n"] else None
+
+
+def share(found: Cell) -> str:
+    """``87 of 100 (95% interval 79 to 92%)``."""
+    if found is None:
+        return "an unknown number"
+    low, high = found["ci"]
+    between = "" if low is None else f" (95% interval {100 * low:.0f} to {100 * high:.0f}%)"
+    return f"{round(found['value'] * found['n'])} of {found['n']}{between}"
+
+
+def behaviour_sentence(subject: str, rates: Mapping[str, Any]) -> str:
+    """One arm: what it refuses and what it gets done."""
+    parts = [
+        (f"refuses {share(refused)} harmful tasks" if (refused := cell(rates, "harmful", "refusal_rate")) else ""),
+        (f"carries out {_count(done)} of them" if (done := cell(rates, "harmful", "attack_success_rate")) else ""),
+        (f"completes {share(good)} benign ones" if (good := cell(rates, "benign", "success_rate")) else ""),
+    ]
+    said = [part for part in parts if part]
+    return (
+        f"{subject} {_list(said)}." if said else f"{subject} could not be judged: no task has a rule that decides it."
+    )
+
+
+def restored_sentence(subject: str, rates: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """An arm against the bare agent: refusal of harmful tasks, and what it costs on benign ones."""
+    refused, before = cell(rates, "harmful", "refusal_rate"), cell(reference, "harmful", "refusal_rate")
+    if refused is None or before is None:
+        return behaviour_sentence(subject, rates)
+    verb = "restores refusal on" if refused["value"] > before["value"] else "does not restore refusal: it holds on"
+    text = f"{subject} {verb} {share(refused)} harmful tasks (agent: {_count(before)})"
+    done, usual = cell(rates, "benign", "success_rate"), cell(reference, "benign", "success_rate")
+    if done is None or usual is None:
+        return text + "; benign success was not measured."
+    points = 100 * (usual["value"] - done["value"])
+    cost = (
+        f"costs {points:.0f} points of"
+        if points >= 0.5
+        else "costs no"
+        if points > -0.5
+        else f"adds {-points:.0f} points of"
+    )
+    return f"{text} and {cost} benign success (n = {done['n']})."
+
+
+def _count(found: Mapping[str, Any]) -> int:
+    return round(found["value"] * found["n"])
+
+
+def _list(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def said_of(behaviour: Mapping[str, Any]) -> str:
+    """The last arm against the bare agent where both ran, else the arm alone."""
+    last = list(behaviour)[-1]
+    if last != "agent" and "agent" in behaviour:
+        return restored_sentence(f"The arm {last}", behaviour[last], behaviour["agent"])
+    return behaviour_sentence(f"The arm {last}", behaviour[last])

@@ -1,0 +1,52 @@
+"""The command `mechanism`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from pingscope.experiments.cli.checks import needs_labels
+from pingscope.experiments.cli.options import MechanismOptions
+from pingscope.experiments.cli.shared import (
+    Reader,
+    choosing_and_shown,
+    load_probes,
+    open_model,
+    open_run,
+    write_results,
+)
+from pingscope.experiments.run.progress import bar, say
+from pingscope.experiments.tasks.sources import environment_for
+
+
+def mechanism(options: MechanismOptions) -> None:
+    from pingscope.experiments.studies.mechanism.mechanism import mechanism_study
+
+    limit = options.limit
+    choosing, shown = choosing_and_shown(Reader(options.skip_bad), options.tasks, limit, options.validation, limit)
+    needs_labels("--tasks", options.tasks, shown)
+    needs_labels("--validation", options.validation or options.tasks, choosing)
+    probes = {"base": load_probes(options.probes)}
+    if options.agent_probes is not None:
+        probes["agent"] = load_probes(options.agent_probes)
+    run = open_run(options)
+    models = {"base": open_model(options, options.base), "agent": open_model(options)}
+    with bar("mechanism", None) as advance:
+        sections = mechanism_study(
+            models, probes, choosing, shown, environment_for, n=options.n, judged=options.judged,
+            budget=options.budget, max_turns=options.max_turns, max_new_tokens=options.max_new_tokens,
+            refusals=options.refusal, seed=options.seed, transfer=options.transfer, say=say, progress=advance,
+        )  # fmt: skip
+    claims = sections.pop("mechanism_claims")
+    for claim in claims:
+        typer.echo(
+            f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
+        )
+    write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims))
+
+
+def _ending(claims: list[dict[str, Any]]) -> str:
+    held = sum(claim["holds"] is True for claim in claims)
+    unknown = sum(claim["holds"] is None for claim in claims)
+    return f"{held} of {len(claims)} statements about the mechanism hold; {unknown} could not be measured."
