@@ -380,6 +380,7 @@ class StudyOptions(Options):
 
     config: Path | None = Field(None, description="YAML; default: the model organism.")
     out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/study"), description="Where to write.")
+    overwrite: bool = Field(False, description="Replace results of another config in --out.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Overrides the config's seed.")
 
 
