@@ -33,7 +33,10 @@ def finetune(options: FinetuneOptions) -> None:
     safe_out(options)
     read_demonstrations(options.data)  # before the model is loaded
     names = ("lora_rank", "learning_rate", "epochs", "batch_size", "micro_batch_size", "max_length", "seed")
-    settings = FinetuneConfig(**{name: getattr(options, name) for name in names})
+    chosen = {name: getattr(options, name) for name in names}
+    if options.too_long != "error":
+        chosen["too_long"] = options.too_long
+    settings = FinetuneConfig(**chosen)
     template = read_template(options.chat_template)
     record = train(options.base, str(options.data), options.out, settings, chat_template=template)
     losses = record["loss"]

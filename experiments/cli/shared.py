@@ -104,7 +104,11 @@ class Reader:
             self.how["skipped"] = rows.Skipped()  # type: ignore[attr-defined]
 
     def __call__(self, spec: str, limit: int = 0, seed: int = 0) -> list[Record]:
-        return read_tasks(spec, limit, seed, **self.how)
+        before = self.skipped
+        records = read_tasks(spec, limit, seed, **self.how)
+        if self.skipped > before:
+            say(f"{spec}: {self.skipped - before} bad records skipped")
+        return records
 
     @property
     def skipped(self) -> int:
