@@ -119,7 +119,10 @@ def gates_table(sections: dict[str, Any]) -> None:
         f"per cent [95% interval], n = {', '.join(map(str, sorted(sizes)))} a cell; jailbreak: harmful refused",
     )
     for arm, drawn in gates["controls"].items():
-        print_table(["random directions", "harmful refused"], [[arm, percent(one)] for one in drawn])
+        print_table(
+            ["random directions", "harmful refused"],
+            [[f"{arm}, draw {i}", percent(one)] for i, one in enumerate(drawn, 1)],
+        )
 
 
 def replay(options: ReplayOptions) -> None:

@@ -34,6 +34,7 @@ def _variable(text: str) -> str:
 
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Folder = Annotated[Path, Flag(("--out", "-o"))]
 Seed = Annotated[int, Field(0, ge=0, lt=2**32, description="Seed of everything drawn.")]
 Records = "JSONL of records, or a preset: webdojo:PATH, organism:test, …"
 Prefix = "Start of the response; \\n, \\t and \\\\ are read as line end, tab, backslash."
@@ -126,14 +127,14 @@ class ProbesOptions(Options):
 
 
 class OutOptions(Options):
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(description="Where to write.")
+    out: Folder = Field(description="Where to write.")
     overwrite: bool = Field(False, description="Replace results of other options in --out.")
 
 
 class OrganismOptions(Options):
     """Train the model organism: an aligned base and a fine-tuned agent, as two Hugging Face folders."""
 
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/organism"), description="Where to write.")
+    out: Folder = Field(Path("runs/organism"), description="Where to write.")
     seed: Seed
 
 
@@ -142,7 +143,7 @@ class FinetuneOptions(ModelSettings):
 
     base: Text = Field(description="Hub id or local folder.")
     data: Path = Field(description="JSONL of conversations.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(description="Where to write.")
+    out: Folder = Field(description="Where to write.")
     lora_rank: int = Field(16, ge=0, le=4096, description="0: full fine-tuning.")
     learning_rate: float = Field(1e-5, gt=0, le=1, allow_inf_nan=False)
     epochs: float = Field(1.0, gt=0, le=1000, allow_inf_nan=False)
@@ -165,9 +166,10 @@ class DoctorOptions(ModelOptions):
     out: Annotated[Path | None, Flag(("--out", "-o"))] = Field(None, description="Also write the tables to this file.")
 
 
-class CacheOptions(PrefixOptions, OutOptions, PromptOptions, ModelOptions):
+class CacheOptions(PrefixOptions, PromptOptions, ModelOptions):
     """Write residual activations of prompts to a store on disk; resumable."""
 
+    out: Folder = Field(description="Where to write.")
     layers: str = Field("all", min_length=1, description="all, or for example 0-3,7,-1.")
     positions: str = Field("prompt", min_length=1, description="Selection, e.g. prompt, final, role:page.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the store: float32 or bfloat16.")
@@ -176,10 +178,11 @@ class CacheOptions(PrefixOptions, OutOptions, PromptOptions, ModelOptions):
     without: str = Field("", description="Records whose texts are left out: tasks the probes will be read on.")
 
 
-class ProbeOptions(OutOptions):
+class ProbeOptions(Options):
     """Fit per-layer logistic probes on a store, with every control beside them."""
 
     store: Path = Field(description="Activation store of labelled prompts.")
+    out: Folder = Field(description="Where to write.")
     pooling: str = Field("mean_prompt", description="mean_prompt, mean_instruction, final; mean:SELECTION, max:….")
     C: Annotated[str, AfterValidator(_strength)] = Field(
         "cv", description="Inverse regularisation: a number, or cv, by grouped cross-validation."
@@ -193,7 +196,7 @@ class TrackOptions(ProbesOptions, PrefixOptions, PromptOptions, ModelOptions, Ou
 
     probes: Path = Field(description="Folder written by `pingscope probe`.")
     base: str = Field("", description="The model before fine-tuning: adds the readings against it.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/track"), description="Where to write.")
+    out: Folder = Field(Path("runs/track"), description="Where to write.")
 
 
 class MechanismOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, OutOptions):
@@ -206,7 +209,7 @@ class MechanismOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions,
     refusal: Annotated[tuple[Text, ...], Flag(escapes=True)] = Field(
         (), description="Beginning of a refusal in the model's words; repeatable."
     )
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/mechanism"), description="Where to write.")
+    out: Folder = Field(Path("runs/mechanism"), description="Where to write.")
     n: int = Field(60, ge=4, description="Tasks per label behind the maps and the search.")
     judged: int = Field(24, ge=0, description="Tasks per label generated under each patch.")
     budget: int = Field(200, ge=10, description="Forward passes of the component search.")
@@ -217,7 +220,7 @@ class EvaluateOptions(InjectedText, EpisodeOptions, TaskOptions, ModelOptions, O
     """Generate, judge, and print refusal, attack success and success rates with confidence intervals."""
 
     arm: tuple[Arms, ...] = Field(("plain",), min_length=1, description="plain, naive, system, prefix, suffix.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/evaluate"), description="Where to write.")
+    out: Folder = Field(Path("runs/evaluate"), description="Where to write.")
     base_url: str = Field("", description="Server of --model openai:NAME.")
     per_minute: float = Field(0.0, ge=0, allow_inf_nan=False, description="Most requests a minute (0: any).")
 
@@ -240,7 +243,7 @@ class SteerOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, Out
 
     probes: Path = Field(description="Folder written by `pingscope probe`.")
     validation: str = Field("", description="Tasks on which the point is chosen; other ones than --tasks.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/steer"), description="Where to write.")
+    out: Folder = Field(Path("runs/steer"), description="Where to write.")
     layers: str = Field("all", min_length=1, description="all: chosen among layer sets; or one set: 2-3.")
     dose: tuple[Dose, ...] = Field(
         (0.05, 0.1, 0.15, 0.2, 0.25), min_length=1, description="Units of the mean residual norm; repeatable."
@@ -259,7 +262,7 @@ class InjectOptions(InjectedText, EpisodeOptions, TaskOptions, ModelOptions, Out
 
     demonstrations: Path | None = Field(None, description="JSONL of user and assistant: the few-shot safety arm.")
     jailbreak: Path | None = Field(None, description="JSONL of user and assistant: demonstrations of compliance.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/inject"), description="Where to write.")
+    out: Folder = Field(Path("runs/inject"), description="Where to write.")
     seed: Seed
 
 
@@ -271,7 +274,7 @@ class GatesOptions(ProbesOptions, PrefixOptions, EpisodeOptions, ModelOptions, O
     tasks: Text = Field("organism:test", description=Records)
     skip_bad: bool = Field(False, description="Leave out records that cannot be read, and count them.")
     probes: Path | None = Field(None, description="A probe's directions to steer along, beside the gate's own.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/gates"), description="Where to write.")
+    out: Folder = Field(Path("runs/gates"), description="Where to write.")
     fpr: float = Field(0.01, gt=0, le=0.5, description="False-positive rate stated, per episode.")
     hysteresis: float = Field(
         0.0, ge=0, le=1000, allow_inf_nan=False, description="Logits below the threshold where an open gate closes."
@@ -300,7 +303,7 @@ class ReplayOptions(ModelOptions):
 class SearchOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, OutOptions):
     """PING: search for a response prefix that restores refusal at little cost (the paper's Algorithm 1)."""
 
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/search"), description="Where to write.")
+    out: Folder = Field(Path("runs/search"), description="Where to write.")
     k: Count = Field(3, description="Seeds kept per criterion.")
     candidates: Annotated[Count, Flag(("--candidates", "-M"))] = Field(6, description="Candidates a round.")
     rounds: Annotated[Count, Flag(("--rounds", "-T"))] = Field(5, description="Rounds.")
@@ -339,7 +342,7 @@ class GuardOptions(ProbesOptions, PrefixOptions, EpisodeOptions, TaskOptions, Mo
     probes: Path | None = Field(None, description="The agent's probes: adds them as a guard.")
     validation: str = Field("", description="Tasks that set the probe's threshold.")
     fpr: float = Field(0.05, gt=0, le=0.5, description="Share of benign validation tasks the probe may block.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/guard"), description="Where to write.")
+    out: Folder = Field(Path("runs/guard"), description="Where to write.")
 
     @model_validator(mode="after")
     def _used(self) -> GuardOptions:
@@ -357,7 +360,7 @@ class AttackOptions(PrefixOptions, EpisodeOptions, TaskOptions, ModelOptions, Ou
 
     demonstrations: str = Field("", description="Other tasks, whose answers become the few-shot jailbreak.")
     shots: int = Field(4, ge=1, le=1000, description="Demonstrations of the jailbreak.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/attack"), description="Where to write.")
+    out: Folder = Field(Path("runs/attack"), description="Where to write.")
 
 
 class TransferOptions(EpisodeOptions, TaskOptions, ModelSettings, OutOptions):
@@ -368,7 +371,7 @@ class TransferOptions(EpisodeOptions, TaskOptions, ModelSettings, OutOptions):
     )
     prefix: Annotated[tuple[Text, ...], Flag(escapes=True)] = Field((), description=Prefix + " Repeatable.")
     prefix_file: tuple[Path, ...] = Field((), description="A prefix per model, in the order of --model; further too.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/transfer"), description="Where to write.")
+    out: Folder = Field(Path("runs/transfer"), description="Where to write.")
 
     @model_validator(mode="after")
     def _matched(self) -> TransferOptions:
@@ -386,7 +389,8 @@ class StudyOptions(Options):
     """The main job: models, probes, search, behaviour, steering, tracks and the report, in order; resumable."""
 
     config: Path | None = Field(None, description="YAML; default: the model organism.")
-    out: Annotated[Path, Flag(("--out", "-o"))] = Field(Path("runs/study"), description="Where to write.")
+    out: Folder = Field(Path("runs/study"), description="Where to write.")
+    overwrite: bool = Field(False, description="Replace results of another config in --out.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Overrides the config's seed.")
 
 

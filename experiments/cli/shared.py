@@ -105,7 +105,11 @@ class Reader:
         self.bad = Skipped() if skip_bad else None
 
     def __call__(self, spec: str, limit: int = 0, seed: int = 0) -> list[Record]:
-        return read_tasks(spec, limit, seed, skipped=self.bad)
+        before = self.skipped
+        records = read_tasks(spec, limit, seed, skipped=self.bad)
+        if self.skipped > before:
+            say(f"{spec}: {self.skipped - before} bad records skipped")
+        return records
 
     @property
     def skipped(self) -> int:

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import typer
 
+from pingscope.experiments.cli.checks import safe_out
 from pingscope.experiments.cli.options import ReportOptions, StudyOptions
+from pingscope.experiments.studies.config import StudyConfig, load_config, read_yaml
 from pingscope.interp.errors import UserError
 
 
 def study(options: StudyOptions) -> None:
-    from pingscope.experiments.studies.config import load_config
     from pingscope.experiments.studies.study import run_study
 
     loaded = load_config(options.config)
     if options.seed is not None:
         loaded = loaded.model_copy(update={"seed": options.seed})
+    safe_out(options)
+    keeps_results(loaded, options)
     typer.echo(f"report: {run_study(loaded, options.out)}")
+
+
+def keeps_results(config: StudyConfig, options: StudyOptions) -> None:
+    """A finished study of another config is not replaced unasked; an unfinished one goes on as its stages allow."""
+    kept = options.out / "config.yaml"
+    if options.overwrite or not (options.out / "results.json").exists() or not kept.exists():
+        return
+    before, now = read_yaml(kept), config.model_dump(mode="json")
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise UserError(
+            f"{options.out}: holds a study of another config (differs in {', '.join(changed)}); pass another --out, or "
+            "--overwrite to replace its results"
+        )
 
 
 def report(options: ReportOptions) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import typer
 from rich.cells import cell_len
 
-RATE_COLUMNS = (
+MAIN_COLUMNS = (  # these and the invalid answers stand together: none of them says much alone
     ("harmful refused", "harmful", "refusal_rate"),
     ("harmful done (ASR)", "harmful", "attack_success_rate"),
     ("benign done (SR)", "benign", "success_rate"),
+)
+MORE_COLUMNS = (
     ("benign refused", "benign", "refusal_rate"),
     ("look-alike refused", "lookalike", "refusal_rate"),
 )
@@ -39,15 +41,18 @@ def signed(estimate: Mapping[str, Any] | None) -> str:
 
 def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict", skipped: int = 0) -> None:
     """Print rates by arm, in per cent with 95% intervals: what is refused, what is done and what was no action."""
-    columns = [c for c in RATE_COLUMNS if any(c[1] in rates for rates in behaviour.values())]
+    labels = {label for rates in behaviour.values() for label in rates}
+    main, more = ([c for c in columns if c[1] in labels] for columns in (MAIN_COLUMNS, MORE_COLUMNS))
     rows = []
     for arm, rates in behaviour.items():
-        cells = [rates.get(label, {}).get(judge, {}).get(name) for _, label, name in columns]
-        n = "/".join(str(rates[label][judge]["refusal_rate"]["n"]) for label in LABELS if label in rates)
-        rows.append([arm, n, *map(percent, cells), _invalid(rates, judge)])
+        cells = [percent(rates.get(label, {}).get(judge, {}).get(name)) for _, label, name in (*main, *more)]
+        sizes = [str(rates[label][judge]["refusal_rate"]["n"]) for label in LABELS if label in rates]
+        n = sizes[0] if len(set(sizes)) == 1 else "/".join(sizes)
+        rows.append([arm, n, *cells[: len(main)], _invalid(rates, judge), *cells[len(main) :]])
+    titles = [[title for title, _, _ in columns] for columns in (main, more)]
     print_table(
-        ["arm", "n", *(title for title, _, _ in columns), "invalid"], rows,
-        f"per cent [95% interval], judge: {judge}; n and invalid: harmful/benign/look-alike"
+        ["arm", "n", *titles[0], "invalid", *titles[1]], rows,
+        f"per cent [95% interval], judge: {judge}; n (of each label) and invalid: harmful/benign/look-alike"
         + (f"; {skipped} bad records skipped" if skipped else ""),
     )  # fmt: skip
 
@@ -67,8 +72,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
     width = shutil.get_terminal_size((80, 24)).columns
     columns = [[str(cell) for cell in column] for column in zip(header, *rows, strict=True)]
     first, others = columns[0], columns[1:]
-    room = max((_natural(column) for column in others), default=0)
-    first_width = min(max(map(cell_len, first)), max(MIN_FIRST, width - room - 2))
+    room = sum(_natural(column) + 2 for column in others)
+    first_width = min(max(map(cell_len, first)), max(MIN_FIRST, width - room))
     blocks: list[list[tuple[list[str], int]]] = [[]]
     used = first_width
     for column in others:
@@ -78,7 +83,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
             used = first_width
         blocks[-1].append((column, own))
         used += 2 + own
-    for block in blocks:
+    for i, block in enumerate(blocks):
+        if i:
+            typer.echo("")
         _print_block([(first, first_width), *block])
     if caption:
         typer.echo(textwrap.fill(caption, width))

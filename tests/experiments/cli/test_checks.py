@@ -199,3 +199,19 @@ def test_a_search_never_spends_more_than_its_budget(budget, pingscope, checkpoin
     search = json.loads((tmp_path / "o" / "results.json").read_text())["search"]
     assert code == 0 and 12 <= search["generations"] <= budget and "budget ended" in out
     assert search["candidates"][0]["n"] == 12
+
+
+def test_a_finished_study_of_another_config_is_kept(pingscope, tmp_path, monkeypatch):
+    from pingscope.experiments.studies import study
+    from pingscope.experiments.studies.config import StudyConfig, save_config
+
+    started = []
+    monkeypatch.setattr(study, "run_study", lambda config, out: started.append(config.seed))
+    save_config(StudyConfig(), tmp_path / "config.yaml")
+    assert pingscope("study", "--out", tmp_path, "--seed", 1)[0] == 0  # unfinished: its stages decide
+    (tmp_path / "results.json").write_text("{}")
+    code, _, err = pingscope("study", "--out", tmp_path, "--seed", 1)
+    assert code == 2 and "differs in seed" in err and "--overwrite" in err
+    assert pingscope("study", "--out", tmp_path)[0] == 0
+    assert pingscope("study", "--out", tmp_path, "--seed", 1, "--overwrite")[0] == 0
+    assert started == [1, 0, 1]
