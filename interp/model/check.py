@@ -103,7 +103,7 @@ def check_forward(model: Model) -> str:
         reason = " ".join(str(broken).split())[:160]
         raise UserError(
             f"{type(model.hf).__name__}: two tokens do not run through it ({type(broken).__name__}: {reason}); "
-            "pass the path of the decoder blocks as blocks=…, or check its config.json"
+            "pass the path of the decoder blocks as --blocks (blocks=…), or check its config.json"
         ) from broken
     finally:
         for handle in handles:
@@ -115,7 +115,7 @@ def check_forward(model: Model) -> str:
             name = "the input of block 0" if layer == EMBED else f"block {layer}"
             raise UserError(
                 f"{kind}: {name} at {where} put out {seen} for 2 tokens, not (1, 2, {model.d_model}); "
-                "pass the path of the decoder blocks as blocks=…"
+                "pass the path of the decoder blocks as --blocks (blocks=…)"
             )
         if not bool(torch.isfinite(stream[layer]).all()):
             raise UserError(
@@ -130,7 +130,7 @@ def check_forward(model: Model) -> str:
         if error > tolerance:
             raise UserError(
                 f"{kind}: the final norm at {model.family.norm} of the last block's output differs from the last "
-                f"hidden state by {error:.1e}; pass the path of the decoder blocks as blocks=…"
+                f"hidden state by {error:.1e}; pass the path of the decoder blocks as --blocks (blocks=…)"
             )
     return _check_sums(model, stream, parts, tolerance)
 

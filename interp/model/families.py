@@ -127,7 +127,7 @@ def resolve_family(hf: nn.Module, blocks: str | None = None) -> Family:
     ]
     where = f"no list of blocks at blocks={blocks!r}" if blocks else "unknown architecture"
     raise UserError(
-        f"{type(hf).__name__}: {where}; pass the path of its decoder blocks as blocks=…, "
+        f"{type(hf).__name__}: {where}; pass the path of its decoder blocks as --blocks (blocks=…), "
         f"lists of modules found: {', '.join(lists[:8]) or 'none'}"
     )
 
@@ -185,7 +185,7 @@ def check_layout(hf: Any, family: Family) -> tuple[list[nn.Module], int]:
     if len(blocks) != config.num_hidden_layers:
         raise UserError(
             f"{type(hf).__name__}: {len(blocks)} blocks at {family.blocks} but the configuration says "
-            f"{config.num_hidden_layers}; pass the right path as blocks=…"
+            f"{config.num_hidden_layers}; pass the right path as --blocks (blocks=…)"
         )
     embed = find_module(hf, family.embed) if family.embed else None
     width = getattr(getattr(embed, "weight", None), "shape", (0, config.hidden_size))[1]
@@ -193,6 +193,6 @@ def check_layout(hf: Any, family: Family) -> tuple[list[nn.Module], int]:
     if width != config.hidden_size and getattr(config, "word_embed_proj_dim", None) != width:
         raise UserError(
             f"{type(hf).__name__}: embeddings at {family.embed} are {width} wide but the configuration says "
-            f"{config.hidden_size}; pass blocks=… for the text model"
+            f"{config.hidden_size}; pass --blocks (blocks=…) for the text model"
         )
     return blocks, config.hidden_size

@@ -411,6 +411,6 @@ def check_residual(layer: int, x: Any) -> Float[Tensor, "batch pos d_model"]:
     if not isinstance(x, Tensor) or x.ndim != 3:
         raise UserError(
             f"layer {layer}: expected a residual of shape (batch, pos, d_model), got "
-            f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; pass blocks=… for it"
+            f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; pass --blocks (blocks=…) for it"
         )
     return x
