@@ -33,10 +33,10 @@ from pingscope.figures import (
     tokens,
     tracks,
 )
-from pingscope.figures.check import check_results, check_tokens
 from pingscope.figures.section import Section
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_json
+from pingscope.schema import check_tokens, load_results
 
 DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
     "behaviour": behaviour.section,
@@ -74,8 +74,7 @@ def build_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     path = run_dir / "results.json"
-    results = read_json(path)
-    check_results(results, path)
+    results = load_results(path).plain()
     token_path = run_dir / "tokens.json"
     rows = read_json(token_path) if token_path.exists() else results.get("tokens") or []
     check_tokens(rows, token_path if token_path.exists() else path)

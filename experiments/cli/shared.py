@@ -14,7 +14,7 @@ from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.cli.checks import disjoint, safe_out
 from pingscope.experiments.cli.options import ModelSettings
 from pingscope.experiments.cli.parameters import Options
-from pingscope.experiments.run.folder import SCHEMA_VERSION, Run
+from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.progress import bar, hide_weight_bars, say
 from pingscope.experiments.studies.behaviour import run_arm
 from pingscope.experiments.tasks.records import Record
@@ -26,6 +26,7 @@ from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.loading import load_model
 from pingscope.interp.model.belonging import transfer_note
 from pingscope.interp.model.hooked import HookedModel
+from pingscope.schema import SCHEMA_VERSION, dump_results
 from pingscope.steering.injection import SAFETY_SYSTEM, Arm
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def write_results(
         say(f"note: {line}")
     if tokens is not None:
         write_json(run.folder / "tokens.json", tokens)
-    write_json(run.folder / "results.json", {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections})
+    document = {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections}
+    dump_results(run.folder / "results.json", document)
     report = build_report(run.folder)
     if ending:
         typer.echo(ending)

@@ -15,8 +15,6 @@ from pingscope.interp.files import read_json, sha256_of, write_json
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1  # of results.json
-
 
 class Run:
     """The folder of one study.

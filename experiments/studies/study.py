@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pingscope.experiments.models.organism.comments import neutral_comments
-from pingscope.experiments.run.folder import SCHEMA_VERSION, Run, peak_memory_mb
+from pingscope.experiments.run.folder import Run, peak_memory_mb
 from pingscope.experiments.run.progress import bar, say
 from pingscope.experiments.run.second_process import second_process, stage_threads
 from pingscope.experiments.studies.behaviour import Rates, compare, rates
@@ -40,6 +40,7 @@ from pingscope.figures.report import build_report
 from pingscope.interp.files import sha256_of, write_json
 from pingscope.interp.loading import load_model
 from pingscope.probes.logistic import LayerProbes
+from pingscope.schema import SCHEMA_VERSION, dump_results
 from pingscope.steering.directions import from_probes
 from pingscope.steering.injection import Arm, comparison_arms
 from pingscope.steering.phrases import shuffled_words
@@ -60,7 +61,7 @@ def run_study(config: StudyConfig, out: str | Path) -> Path:
     run = Run(out, say)
     save_config(config, run.folder / "config.yaml")
     bench = run.timed("models", lambda: open_bench(config, run))
-    write_json(run.folder / "results.json", run_stages(bench))
+    dump_results(run.folder / "results.json", run_stages(bench))
     return build_report(run.folder)
 
 

@@ -102,9 +102,30 @@ def read_log(log: str | Path) -> list[Part]:
                 parts[-1].answers[row["row"], row["step"]] = row
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"{log}:{number}: not an entry of a decision log ({error}); restore the file") from error
-    if not parts:
-        raise UserError(f"{log}: holds no decisions")
+    if not any(part.batches for part in parts):
+        raise UserError(f"{log}: holds no decisions; it was cut off or emptied, restore the file")
+    for part in parts:
+        _check_whole(part, log)
     return parts
+
+
+def _check_whole(part: Part, log: str | Path) -> None:
+    """Every batch has its decisions and its answers, and nothing stands outside of a batch.
+
+    Raises:
+        UserError: names what is missing; a log with a gap proves nothing about what was decided.
+    """
+    for number in sorted(part.decisions.keys() - part.batches.keys()):
+        raise UserError(f"{log}: decisions of batch {number} without the batch; lines were removed, restore the file")
+    for number, batch in sorted(part.batches.items()):
+        if not part.decisions.get(number):
+            raise UserError(f"{log}: batch {number} without decisions; lines were removed or cut, restore the file")
+        lost = [name for name in batch["rows"] if (name, batch["step"]) not in part.answers]
+        if lost:
+            raise UserError(
+                f"{log}: batch {number}: the answer of {lost[0]!r} at step {batch['step']} is missing; the log was cut "
+                "off, restore the file or run the command again to complete it"
+            )
 
 
 def _replay_part(

@@ -17,6 +17,7 @@ import torch
 from pingscope.experiments.agents.rollout import Episode, Turn
 from pingscope.experiments.studies.behaviour import compare, rates
 from pingscope.experiments.tasks.records import Record
+from pingscope.interp.chat.rendering import Prompt, render
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.selection import prompt
@@ -106,9 +107,8 @@ def _guard_ids(tokenizer: Any, record: Record, format: GuardFormat) -> torch.Ten
         return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("guard: its tokenizer has no chat template; choose a format with a text of its own (wildguard)")
-    chat = [{"role": "user", "content": record.instruction}]
-    made = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    return made["input_ids"]
+    # The one renderer: a request that spells the guard's control tokens must not end the guard's own turn.
+    return torch.tensor([render(tokenizer, Prompt(record.id, record.instruction)).ids])
 
 
 def classifier_guard(model: Any, tokenizer: Any, harmful: Sequence[str] = ("harmful", "unsafe", "jailbreak")) -> Guard:
