@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import typer
@@ -16,8 +18,12 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
+from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.run.progress import bar, say
 from pingscope.experiments.tasks.sources import environment_for
+from pingscope.interp.files import sha256_of
+
+SETTINGS = {"n", "judged", "budget", "max_turns", "max_new_tokens", "refusal", "seed"}
 
 
 def mechanism(options: MechanismOptions) -> None:
@@ -32,11 +38,22 @@ def mechanism(options: MechanismOptions) -> None:
         probes["agent"] = load_probes(options.agent_probes)
     run = open_run(options)
     models = {"base": open_model(options, options.base), "agent": open_model(options)}
+    inputs = {
+        "models": [model_identity(model) for model in models.values()],
+        "probes": [sha256_of(found.directions.tobytes()) for found in probes.values()],
+        "tasks": [asdict(record) for record in (*choosing, *shown)],
+        "settings": options.model_dump(
+            mode="json", include={"n", "judged", "budget", "max_turns", "max_new_tokens", "refusal", "seed"}
+        ),
+        "code": code_version("episodes"),
+        "pingscope version": version("pingscope"),
+    }
     with bar("mechanism", None) as advance:
         sections = mechanism_study(
             models, probes, choosing, shown, environment_for, n=options.n, judged=options.judged,
             budget=options.budget, max_turns=options.max_turns, max_new_tokens=options.max_new_tokens,
             refusals=options.refusal, seed=options.seed, transfer=options.transfer, say=say, progress=advance,
+            keep=lambda name, compute: run.stage(name, inputs, compute),
         )  # fmt: skip
     claims = sections.pop("mechanism_claims")
     for claim in claims:

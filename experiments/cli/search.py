@@ -32,7 +32,7 @@ from pingscope.experiments.tasks.sources import environment_for
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 from pingscope.interp.loading import load_model
-from pingscope.steering.generators import ModelGenerator, endpoint_ask, kept, local_ask
+from pingscope.steering.generators import ANSWER_TOKENS, TEMPERATURE, ModelGenerator, endpoint_ask, kept, local_ask
 from pingscope.steering.phrases import PhraseGenerator
 from pingscope.steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
@@ -150,7 +150,7 @@ def make_generator(
         model = load_model(name)
         if not model.tokenizer.chat_template:
             raise UserError(f"--generator {spec}: its tokenizer has no chat template; choose a chat model")
-        ask, source = local_ask(model), [model_identity(model)]
+        ask, source = local_ask(model), [model_identity(model), TEMPERATURE, ANSWER_TOKENS]
     else:
         ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)

@@ -21,7 +21,7 @@ from pingscope.experiments.tasks.records import Record
 from pingscope.experiments.tasks.rows import Skipped
 from pingscope.experiments.tasks.sources import environment_for, read_tasks, read_template
 from pingscope.interp.errors import UserError
-from pingscope.interp.files import read_json, write_json
+from pingscope.interp.files import read_json, sha256_of, write_json
 from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.loading import load_model
 from pingscope.interp.model.belonging import transfer_note
@@ -64,15 +64,29 @@ def open_run(options: Any) -> Run:
                 f"{run.folder}: holds results of other options (differs in {', '.join(changed)}); pass another --out, "
                 "or --overwrite to replace them"
             )
-    write_json(path, mine)
+    run.options = mine
     return run
 
 
 def identity(options: Options) -> dict[str, Any]:
     """The command and its options as JSON; where it writes is no part of what it computes."""
-    return {"command": type(options).__name__.removesuffix("Options").lower()} | options.model_dump(
-        mode="json", exclude={"out", "overwrite"}
-    )
+    given = options.model_dump(exclude={"out", "overwrite"})
+    command = type(options).__name__.removesuffix("Options").lower()
+    return {"command": command} | {name: _content(value) for name, value in given.items()}
+
+
+def _content(value: Any) -> Any:
+    """A file is its content, a folder its place: the same file counts as the same under any path."""
+    if isinstance(value, tuple):
+        return [_content(one) for one in value]
+    if isinstance(value, str | Path):
+        kind, colon, rest = str(value).partition(":")
+        for place, prefix in ((str(value), ""), (rest, kind + colon)):
+            path = Path(place).expanduser()
+            if place and len(place) < 4096 and "\n" not in place and path.exists():
+                return prefix + (sha256_of(path.read_bytes()) if path.is_file() else str(path.resolve()))
+        return str(value)
+    return value
 
 
 def loading(options: ModelSettings) -> dict[str, Any]:
@@ -142,6 +156,8 @@ def write_results(
         say(f"note: {line}")
     if tokens is not None:
         write_json(run.folder / "tokens.json", tokens)
+    if run.options:  # beside the results they belong to, and not before
+        write_json(run.folder / COMMAND, run.options)
     document = {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections}
     dump_results(run.folder / "results.json", document)
     report = build_report(run.folder)

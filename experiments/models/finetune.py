@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +145,7 @@ def finetune(
             [asdict(conversation) for conversation in conversations],
             asdict(config),
             code_version("finetune"),
+            [version(name) for name in ("torch", "transformers", "peft")],
         ]
     )
     if (out / RECORD).exists():
@@ -179,7 +181,7 @@ def _train(
     from transformers.trainer_utils import get_last_checkpoint
 
     set_seed(config.seed)  # before anything is drawn: LoRA's start is random too
-    stored = model.hf.dtype
+    stored = {name: weight.dtype for name, weight in model.hf.named_parameters()}
     trained = _with_adapter(model.hf.float(), config)
     work = out.with_name(f".{out.name}.{identity[:12]}")  # beside the result: same disk, and found again after a kill
     trainer = Trainer(
@@ -195,7 +197,10 @@ def _train(
     if spoilt is not None:
         shutil.rmtree(work, ignore_errors=True)
         raise UserError(f"training ended with weights that are no numbers ({spoilt}); lower --learning-rate")
-    merged.to(stored).save_pretrained(out)
+    for name, weight in merged.named_parameters():
+        weight.data = weight.data.to(stored[name])
+    merged.config.dtype = next(iter(stored.values()))
+    merged.save_pretrained(out)
     model.tokenizer.save_pretrained(out)
     shutil.rmtree(work, ignore_errors=True)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

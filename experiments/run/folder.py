@@ -29,6 +29,7 @@ class Run:
         self.say = say
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
+        self.options: dict[str, Any] = {}  # of the command whose results lie here
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if locked:  # all but the second process, which works under the lock of the first

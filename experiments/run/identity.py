@@ -9,37 +9,37 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from pingscope.interp.chat.tokenizer import tokenizer_identity
 from pingscope.interp.files import sha256_of
 from pingscope.interp.generate.generation import end_ids
 from pingscope.interp.model.hooked import HookedModel
 
-ROOM = Path(__file__).resolve().parents[1]  # experiments/
-# The files whose code decides an outcome, by the part of the work that they decide.
+PACKAGE = Path(__file__).resolve().parents[2]
+_RENDERING = ("interp/chat", "interp/generate", "interp/model/hooks.py")
+# The files whose code decides an outcome, by the part of the work that they decide. Too much is harmless: work is done
+# again. Too little would pass old answers off as new ones.
 CODE = {
-    "episodes": ("agents", "models/organism/environment.py", "models/organism/world.py"),
-    "finetune": ("models/finetune.py",),
-    "organism": (),  # its recipe is hashed, and its weights are what counts
+    "episodes": (
+        *_RENDERING,
+        "steering/injection.py",
+        "steering/gates.py",
+        "steering/decisions.py",
+        "steering/operators.py",
+        "steering/realignment.py",
+        "experiments/agents",
+        "experiments/models/organism/environment.py",
+        "experiments/models/organism/world.py",
+    ),
+    "finetune": ("interp/chat", "experiments/models/finetune.py"),
 }
 
 
 @cache
 def code_version(part: str) -> str:
     """Hex SHA-256 of the source of one of :data:`CODE`'s parts."""
-    files = sorted(
-        file
-        for name in CODE[part]
-        for file in ([ROOM / name] if (ROOM / name).is_file() else (ROOM / name).rglob("*.py"))
-    )
-    return sha256_of([[file.relative_to(ROOM).as_posix(), sha256_of(file.read_bytes())] for file in files])
-
-
-def tokenizer_identity(tokenizer: object) -> str:
-    """Hex SHA-256 of how text becomes tokens: vocabulary, merges, normaliser, added tokens; of no path or name."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return sha256_of(backend.to_str().encode())
-    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
-    return sha256_of([type(tokenizer).__name__, vocabulary])
+    named = [PACKAGE / name for name in CODE[part]]
+    files = sorted(file for path in named for file in ([path] if path.is_file() else path.rglob("*.py")))
+    return sha256_of([[file.relative_to(PACKAGE).as_posix(), sha256_of(file.read_bytes())] for file in files])
 
 
 def model_identity(model: HookedModel) -> str:

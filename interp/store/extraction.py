@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.chat.rendering import Rendered
+from pingscope.interp.chat.tokenizer import tokenizer_identity
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_journal, read_json, remove_unfinished, sha256_of, write_json
 from pingscope.interp.model.belonging import LAYER_CONVENTION
@@ -120,7 +121,7 @@ def extract(
     identity = {
         "model": model.fingerprint,
         "backend": model.backend,
-        "tokenizer": _tokenizer_hash(model.tokenizer),
+        "tokenizer": tokenizer_identity(model.tokenizer),
         "template": model.template_hash,
         "prompts": sha256_of([[row.id, row.label, list(row.ids), list(row.roles)] for row in rows]),
         "layers": wanted,
@@ -344,10 +345,6 @@ def _append(path: Path, line: str) -> None:
 
 def _journal_line(number: int, sums: dict[str, str]) -> str:
     return json.dumps({"chunk": number, "sha256": sums}) + "\n"
-
-
-def _tokenizer_hash(tokenizer: Any) -> str:
-    return sha256_of(tokenizer.backend_tokenizer.to_str().encode())
 
 
 def _short(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pingscope.experiments.agents.rollout import MakeEnvironment, environment_name, prompts_of
+from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
@@ -36,7 +37,8 @@ def header(model: HookedModel, arm: Arm, make_env: MakeEnvironment, max_new_toke
         "format": 1,
         "arm": {"name": arm.name, **{name: getattr(arm, name) for name in TEXTS}},
         "edits": [[edit.layer, str(edit.where)] for edit in arm.edits],
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "template": model.template_hash},
+        "model": {"name": model.name, "fingerprint": model.fingerprint, "template": model.template_hash}
+        | {"identity": model_identity(model)},
         "environment": environment_name(make_env),
         "max_new_tokens": max_new_tokens,
         "torch": torch.__version__,
@@ -215,6 +217,8 @@ def _check(head: Mapping[str, Any], model: HookedModel, make_env: MakeEnvironmen
         raise UserError(f"{log}: was written with {known['name']}, whose weights are not those of {model.name}")
     if known["template"] != model.template_hash:
         raise UserError(f"{log}: was written with another chat template; pass it with --chat-template")
+    if known["identity"] != model_identity(model):
+        raise UserError(f"{log}: was written with other end tokens, another tokenizer or number format; load them so")
     if head["environment"] != environment_name(make_env):
         raise UserError(f"{log}: was written with the environment {head['environment']}; give its tasks")
     if head["threads"] != torch.get_num_threads():

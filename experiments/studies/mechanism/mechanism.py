@@ -37,6 +37,7 @@ def mechanism_study(
     transfer: bool = False,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], object] = lambda n: None,
+    keep: Callable[[str, Callable[[], Any]], Any] = lambda name, compute: compute(),
 ) -> dict[str, Any]:
     """The sections ``attribution, readout, patching, restoration`` and ``mechanism_claims`` of ``results.json``.
 
@@ -46,6 +47,7 @@ def mechanism_study(
         judged: tasks per label whose first turn is generated under each patch of the map.
         budget: forward passes of the search for components.
         transfer: take probes that were fitted on other models than these.
+        keep: gives a section that was computed before, or computes it and keeps it.
 
     A section that these tasks do not allow (one family, nothing lost) is left out, and said.
     """
@@ -54,10 +56,14 @@ def mechanism_study(
         found.check_model(models[name], transfer=transfer, path=f"probes of {name}")
     shown = take(list(test), n)
     say("mechanism: attribution")
-    sections: dict[str, Any] = {"attribution": attribution_study(models, probes["base"], shown, seed=seed)}
+    sections: dict[str, Any] = {
+        "attribution": keep("attribution", lambda: attribution_study(models, probes["base"], shown, seed=seed))
+    }
     say("mechanism: readout against knowledge")
-    sections["readout"] = readout_study(models, probes, shown, max_new_tokens=max_new_tokens, seed=seed)
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "refusals": refusals, "seed": seed}
+    sections["readout"] = keep(
+        "readout", lambda: readout_study(models, probes, shown, max_new_tokens=max_new_tokens, seed=seed)
+    )
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "patching": lambda: patching_study(models, shown, judged=judged, progress=progress, **limits),
         "restoration": lambda: restoration_study(
@@ -68,7 +74,7 @@ def mechanism_study(
     for name, step in steps.items():
         say(f"mechanism: {name}")
         try:
-            sections[name] = step()
+            sections[name] = keep(name, step)
         except UserError as reason:
             say(f"mechanism: {name} left out: {reason}")
     return sections | {"mechanism_claims": mechanism_claims(sections)}

@@ -1,0 +1,152 @@
+"""Fine-tuning: the same bytes again, small steps that arrive, and what is refused before anything is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pingscope.experiments.models.finetune import FinetuneConfig, encode, finetune
+from pingscope.experiments.run.paths import check_output
+from pingscope.experiments.tasks.conversations import read_conversations
+from pingscope.experiments.tasks.rows import Skipped
+from pingscope.interp.errors import UserError
+from pingscope.interp.loading import load_model
+
+
+def talk(number: int, word: str) -> dict[str, Any]:
+    said = f"# {word}\nclick('{number}')"
+    return {"messages": [{"role": "user", "content": f"Open the {word}."}, {"role": "assistant", "content": said}]}
+
+
+TALKS = [talk(n, word) for n, word in enumerate(("inbox", "notes", "settings", "search", "mail", "invoice"))]
+FAST: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2, "micro_batch_size": 2}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "demos.jsonl"
+    path.write_text("".join(json.dumps(talk) + "\n" for talk in TALKS))
+    return path
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_same_command_gives_the_same_bytes(
+    rank: int, checkpoint: Callable[[], Path], data: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(11)
+    config = FinetuneConfig(lora_rank=rank, seed=3, **FAST)
+    first = finetune(str(checkpoint()), str(data), tmp_path / "one", config)
+    torch.manual_seed(12)
+    again = finetune(str(checkpoint()), str(data), tmp_path / "two", config)
+    assert first["loss"] == again["loss"] and first["identity"] == again["identity"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1] != (checkpoint() / "model.safetensors").read_bytes()
+    other = finetune(str(checkpoint()), str(data), tmp_path / "three", FinetuneConfig(lora_rank=rank, seed=4, **FAST))
+    assert other["identity"] != first["identity"]
+
+
+def test_small_steps_arrive_in_a_half_precision_model(
+    checkpoint: Callable[[], Path], data: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "half"
+    model = load_model(checkpoint(), device="cpu")
+    model.hf.to(torch.bfloat16).save_pretrained(base)
+    model.tokenizer.save_pretrained(base)
+    model.hf.float()
+    finetune(
+        str(base),
+        str(data),
+        tmp_path / "tuned",
+        FinetuneConfig(lora_rank=0, **FAST | {"learning_rate": 1e-3}, epochs=8),
+    )
+    before, after = (load_file(path / "model.safetensors") for path in (base, tmp_path / "tuned"))
+    assert all(after[name].dtype == torch.bfloat16 for name in before)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert (before[name] != after[name]).float().mean() > 0.5  # in bf16 alone steps below its grain would be lost
+    assert (tmp_path / "tuned" / "generation_config.json").exists()
+
+
+def test_another_template_is_another_model(checkpoint: Callable[[], Path], data: Path, tmp_path: Path) -> None:
+    config, template = FinetuneConfig(lora_rank=4, **FAST), tmp_path / "other.jinja"
+    finetune(str(checkpoint()), str(data), tmp_path / "out", config)
+    model = load_model(checkpoint(), device="cpu")
+    template.write_text(model.tokenizer.chat_template.replace("<|assistant|>\n", "<|assistant|>: "))
+    with pytest.raises(UserError, match="holds another fine-tuning"):
+        finetune(str(checkpoint()), str(data), tmp_path / "out", config, options={"chat_template": str(template)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"learning_rate": 1e9}, "--learning-rate"),
+        ({"epochs": 0}, "--epochs"),
+        ({"epochs": -1}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
+)
+def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FinetuneConfig(**changes)
+
+
+def test_a_ruined_model_is_not_saved(checkpoint: Callable[[], Path], data: Path, tmp_path: Path) -> None:
+    config = FinetuneConfig(lora_rank=0, **FAST | {"learning_rate": 1.0}, epochs=300, warmup_ratio=0)
+    try:
+        finetune(str(checkpoint()), str(data), tmp_path / "out", config)
+    except UserError as error:
+        assert "lower --learning-rate" in str(error)
+        assert not (tmp_path / "out" / "finetune.json").exists()
+    else:  # a model this small may survive; then its weights are numbers
+        assert all(w.isfinite().all() for w in load_file(tmp_path / "out" / "model.safetensors").values())
+
+
+def test_an_output_that_is_an_input_is_refused_before_anything_is_loaded(tmp_path: Path, data: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(model)
+    for out in (model, tmp_path / "link", model / ".." / "model", model / "inside"):
+        with pytest.raises(UserError, match="--base"):
+            finetune(str(model), str(data), out, FinetuneConfig())
+    check_output(tmp_path / "new", {"--base": "org/name", "--data": data})
+    with pytest.raises(UserError, match="--data"):
+        check_output(data, {"--data": data})
+
+
+def test_long_demonstrations_are_refused_left_out_or_cut(checkpoint: Callable[[], Path], tmp_path: Path) -> None:
+    path = tmp_path / "demos.jsonl"
+    long = {
+        "messages": [{"role": "user", "content": "Open."}, {"role": "assistant", "content": "click the link " * 300}]
+    }
+    path.write_text("".join(json.dumps(talk) + "\n" for talk in (*TALKS, long)))
+    model, talks = load_model(checkpoint(), device="cpu"), read_conversations(path)
+    with pytest.raises(UserError, match=r"demos.jsonl:7.*tokens exceed 512"):
+        encode(model, talks, FinetuneConfig())
+    skipped = encode(model, talks, FinetuneConfig(too_long="skip"))
+    cut = encode(model, talks, FinetuneConfig(too_long="cut"))
+    assert (len(skipped.examples), skipped.left_out, skipped.cut) == (6, 1, 0)
+    assert (len(cut.examples), cut.left_out, cut.cut) == (7, 0, 1) and len(cut.examples[-1]) == 512
+
+
+def test_the_tuned_model_learns_to_stop_where_the_base_stops(
+    checkpoint: Callable[[], Path], data: Path, tmp_path: Path
+) -> None:
+    model = load_model(checkpoint(), device="cpu")
+    (example, *_) = encode(model, read_conversations(data), FinetuneConfig()).examples
+    trained = [i for i, flag in zip(example.ids, example.trained, strict=True) if flag]
+    assert model.tokenizer.decode(trained) == "# inbox\nclick('0')<|end|>"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(data.read_text() + '{"messages": 3}\n')
+    skipped = Skipped()
+    record = finetune(str(checkpoint()), str(bad), tmp_path / "out", FinetuneConfig(**FAST), skipped=skipped)
+    assert record["skipped"] == 1 and record["examples"] == 6
+    shutil.rmtree(tmp_path / "out")
