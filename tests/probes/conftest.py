@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pingscope.interp.files import write_json
+from pingscope.interp.files import sha256_of, write_json
 from pingscope.interp.store.activations import FORMAT, ActivationStore, header, layer_file
 from pingscope.probes.pooling import Pooled
 
@@ -42,9 +42,17 @@ def make_store(tmp_path: Path) -> Callable[..., ActivationStore]:
             "label": [label for _, label, _, _ in rows],
         }
         pq.write_table(pa.table(columns), folder / "index.parquet")
-        identity = {"layers": sorted(layers), "dtype": "float32"}
+        identity = {"layers": sorted(layers), "dtype": "float32", "model": "none", "template": "none"}
         facts = {"format": FORMAT, "complete": True, "identity": identity, "d_model": width}
-        write_json(folder / "meta.json", facts | {"n_tokens": len(rows)})
+        write_json(
+            folder / "meta.json",
+            facts
+            | {
+                "n_tokens": len(rows),
+                "token_budget": 512,
+                "index_sha256": sha256_of((folder / "index.parquet").read_bytes()),
+            },
+        )
         return ActivationStore.open(folder)
 
     return make

@@ -22,7 +22,7 @@ def folder(checkpoint, tmp_path):
 
 
 def doctor(folder, **options):
-    doctor_command(str(folder), ["hf"], 64, "cpu", "auto", "", None, None, **options)
+    doctor_command(lambda: load_model(folder, device="cpu", **options), ["hf"], 64, None)
 
 
 def found(model):
