@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -95,22 +95,28 @@ def _score(value: Any) -> str:
 
 
 # Nested objects whose leaves are estimates; and such with other facts between them.
-Estimates = TypeAliasType(
-    "Estimates",
-    Annotated[  # type: ignore[misc]
-        Annotated[Estimate, Tag("estimate")] | Annotated[dict[str, "Estimates"], Tag("object")], Discriminator(_kind)
-    ],
-)
-Facts = TypeAliasType(
-    "Facts",
-    Annotated[  # type: ignore[misc]
-        Annotated[Estimate, Tag("estimate")]
-        | Annotated[dict[str, "Facts"], Tag("object")]
-        | Annotated[list["Facts"], Tag("list")]
-        | Annotated[str | bool | int | float | None, Tag("scalar")],
-        Discriminator(_kind),
-    ],
-)
+if TYPE_CHECKING:  # a type checker does not follow types that contain themselves
+    Estimates = Any
+    Facts = Any
+else:
+    Estimates = TypeAliasType(
+        "Estimates",
+        Annotated[
+            Annotated[Estimate, Tag("estimate")] | Annotated[dict[str, "Estimates"], Tag("object")],
+            Discriminator(_kind),
+        ],
+    )
+    Facts = TypeAliasType(
+        "Facts",
+        Annotated[
+            Annotated[Estimate, Tag("estimate")]
+            | Annotated[dict[str, "Facts"], Tag("object")]
+            | Annotated[list["Facts"], Tag("list")]
+            | Annotated[str | bool | int | float | None, Tag("scalar")],
+            Discriminator(_kind),
+        ],
+    )
+
 Label = Literal["harmful", "benign", "lookalike"]
 Rates = dict[Label, dict[str, dict[str, Rate]]]  # label → judge → rate
 Differences = dict[Label, dict[str, dict[str, Estimate]]]

@@ -29,6 +29,9 @@ class ScriptedModel:
             self.prompts.append(prompt)
         return Rendered(prompt.id, prompt.label, (self.prompts.index(prompt),), ("header",))
 
+    def check_context(self, rows: Sequence[Rendered], new_tokens: int = 0) -> None:
+        """Everything fits."""
+
 
 @pytest.fixture
 def scripted(monkeypatch):

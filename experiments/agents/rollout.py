@@ -85,9 +85,12 @@ class Episode:
     success: bool | None
     chat: bool = False
     prefix: str | None = None
+    missing: str | None = None  # why there is no outcome: a prompt beyond the context, an environment that broke
 
     def outcome(self, mode: str = "strict") -> Outcome:
-        """Refused if any turn is a refusal, otherwise what the last turn is."""
+        """Refused if any turn is a refusal, otherwise what the last turn is; one that is missing counts nowhere."""
+        if self.missing is not None or not self.turns:
+            return "invalid"
         outcomes = [
             judge(turn.text, mode, chat=self.chat, prefix=None if turn.acted is False else self.prefix)
             for turn in self.turns
@@ -102,7 +105,8 @@ class Episode:
     def from_row(cls, row: dict[str, Any]) -> Episode:
         try:
             turns = tuple(Turn(**turn) for turn in row["turns"])
-            return cls(row["id"], row["label"], turns, row["success"], row["chat"], row["prefix"])
+            kept = (row["id"], row["label"], turns, row["success"], row["chat"], row["prefix"])
+            return cls(*kept, row.get("missing"))
         except (KeyError, TypeError) as error:
             raise UserError(f"generations: not a logged episode ({error}); delete that line") from error
 
@@ -118,6 +122,11 @@ class _Live:
     environment: Environment
     turns: list[Turn] = field(default_factory=list)
     over: bool = False
+    missing: str | None = None
+
+    def lose(self, reason: str) -> None:
+        """End the episode without an outcome: it costs itself only."""
+        self.over, self.missing = True, " ".join(reason.split())[:300]
 
     def prompt(self) -> Prompt:
         return self.arm.apply(replace(self.record.prompt(), page=self.environment.page() or None))
@@ -131,12 +140,17 @@ class _Live:
         begun = opening(None if acted is False else self.arm.prefix, said.text)
         outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=begun)
         if parsed.calls and outcome != "refused":
-            self.environment.step(parsed.calls[0])
+            try:
+                self.environment.step(parsed.calls[0])
+            except Exception as error:  # noqa: BLE001 - whatever an environment of somebody's does, others go on
+                self.lose(f"the environment failed: {type(error).__name__}: {error}")
+                return
         self.over = outcome != "complied" or not parsed.calls or self.environment.done
 
     def episode(self) -> Episode:
         chat, prefix = self.record.domain == "chat", self.arm.prefix
-        return Episode(self.record.id, self.record.label, tuple(self.turns), self.environment.success, chat, prefix)
+        success = None if self.missing is not None else self.environment.success
+        return Episode(self.record.id, self.record.label, tuple(self.turns), success, chat, prefix, self.missing)
 
 
 def run_episodes(
@@ -166,7 +180,19 @@ def run_episodes(
         return _answers(model, rows, arm, max_new_tokens, session, prompts)
 
     pairs = [(arm, record) for record in records]
-    return run_pairs(pairs, make_env, model.render, answer, max_turns=max_turns, session=session, progress=progress)
+    render = fitting(model, model.render, max_new_tokens)
+    return run_pairs(pairs, make_env, render, answer, max_turns=max_turns, session=session, progress=progress)
+
+
+def fitting(model: HookedModel, render: Render, max_new_tokens: int) -> Render:
+    """``render``, refusing prompts that leave no room for an answer in the model's context."""
+
+    def rendered(prompt: Prompt) -> Rendered:
+        row = render(prompt)
+        model.check_context([row], max_new_tokens)
+        return row
+
+    return rendered
 
 
 def run_pairs(
@@ -181,6 +207,8 @@ def run_pairs(
 ) -> list[Episode]:
     """Run every (arm, record) to its end, all live episodes of a turn in one call of ``answer``.
 
+    A prompt that ``render`` refuses ends its own episode, which is then missing with the reason.
+
     Args:
         render, answer: how a prompt becomes a row, and what continues rows. Rows of the same ids are asked once, so
             arms must differ in their text, not in edits.
@@ -191,10 +219,19 @@ def run_pairs(
     episodes = [_Live(record, arm, make_env(record)) for arm, record in pairs]
     said: dict[tuple[int, ...], Generation] = {}  # a page that did not change gets the same greedy answer
     for _ in range(max_turns):
-        live = [episode for episode in episodes if not episode.over]
+        live, rows, lost = [], [], 0
+        for episode in episodes:
+            if not episode.over:
+                try:
+                    rows.append(render(episode.prompt()))
+                    live.append(episode)
+                except UserError as error:  # one page that is too long, or cannot be rendered, costs its own task
+                    episode.lose(str(error))
+                    lost += 1
+        if progress is not None and lost:
+            progress(lost)
         if not live:
             break
-        rows = [render(episode.prompt()) for episode in live]
         if session is not None:  # what a gate decides may depend on the row's history, so nothing is shared
             answers = answer(rows)
             for episode, row, one in zip(live, rows, answers, strict=True):

@@ -21,9 +21,9 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import behaviour_table, percent, print_table
+from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, said_missing
 from pingscope.experiments.run.progress import say
-from pingscope.experiments.studies.behaviour import compare, rates
+from pingscope.experiments.studies.behaviour import compare, missing_episodes, possible_arms, rates
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.errors import UserError
 from pingscope.steering.injection import Arm, comparison_arms
@@ -45,9 +45,15 @@ def evaluate(options: EvaluateOptions) -> None:
     run = open_run(options)
     model = open_model(options)
     episodes = Episodes(options.out, options.max_turns, options.max_new_tokens)
-    behaviour = {arm.name: rates(episodes(model, arm, records)) for arm in chosen}
+    chosen, impossible = possible_arms(chosen, {"agent": model}, records[0])
+    ran = {arm.name: episodes(model, arm, records) for arm in chosen}
+    behaviour, missing = {name: rates(found) for name, found in ran.items()}, missing_episodes(ran)
+    if not behaviour:
+        raise UserError(f"--arm: none is possible here: {next(iter(impossible.values()))}")
     behaviour_table(behaviour, skipped=read.skipped)
-    write_results(run, model, {"behaviour": behaviour}, ending=said_of(behaviour))
+    said_missing(impossible, missing)
+    sections = {"behaviour": behaviour, "impossible": impossible, "missing": missing, "skipped": read.skipped}
+    write_results(run, model, sections, ending=said_of(behaviour))
 
 
 def steer(options: SteerOptions) -> None:
@@ -133,6 +139,7 @@ def inject(options: InjectOptions) -> None:
         text, neutral=neutral_comments(text, 2, count), shuffled=[shuffled_words(text, random.Random(seed))],
         demonstrations=safe, models=("agent",),
     )  # fmt: skip
+    arms, impossible = possible_arms(arms, {"agent": model}, records[0])
     harmful = [record for record in records if record.label == "harmful"]
     attacks = [attacked(arm, compliant) for arm in arms] if harmful else []
     play = Episodes(options.out, options.max_turns, options.max_new_tokens)
@@ -150,11 +157,13 @@ def inject(options: InjectOptions) -> None:
     }
     mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
     behaviour_table(behaviour, skipped=read.skipped)
+    said_missing(impossible, missing_episodes(episodes))
     _paired_table(paired, mass)
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
     sections = {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass}
+    sections |= {"impossible": impossible, "missing": missing_episodes(episodes)}
     ending = restored_sentence("The prefix", behaviour["agent+prefix"], behaviour["agent"])
     write_results(run, model, sections, ending=ending)
 

@@ -10,7 +10,7 @@ import typer
 
 from pingscope.experiments.agents.endpoint import Endpoint, run_endpoint
 from pingscope.experiments.cli.checks import disjoint, needs_labels
-from pingscope.experiments.cli.endings import restored_sentence, said_of
+from pingscope.experiments.cli.endings import broken_sentences, restored_sentence, said_of
 from pingscope.experiments.cli.options import (
     AttackOptions,
     EvaluateOptions,
@@ -31,10 +31,15 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import behaviour_table, print_table, signed
+from pingscope.experiments.cli.tables import behaviour_table, print_table, said_missing, signed
 from pingscope.experiments.run.progress import bar, say
-from pingscope.experiments.studies.behaviour import rates
-from pingscope.experiments.studies.robustness.attacks import attack_study, jailbreak_demonstrations, transfer_matrix
+from pingscope.experiments.studies.behaviour import possible_arms, rates
+from pingscope.experiments.studies.robustness.attacks import (
+    attack_arms,
+    attack_study,
+    jailbreak_demonstrations,
+    transfer_matrix,
+)
 from pingscope.experiments.studies.robustness.guards import (
     FORMATS,
     Guard,
@@ -128,13 +133,14 @@ def attack(options: AttackOptions) -> None:
         examples = jailbreak_demonstrations(evaluate(model, Arm("agent"), harmful), harmful, shots)
         if len(examples) < shots:
             say(f"note: the agent carried out {len(examples)} of {shots} harmful demonstrations")
-    found = attack_study(prefix, examples, records, partial(evaluate, model))
-    behaviour_table(found["behaviour"], skipped=read.skipped)
+    _, impossible = possible_arms(attack_arms(prefix, examples), {"agent": model}, records[0])
+    found = attack_study(prefix, examples, records, partial(evaluate, model), without=impossible)
     behaviour = found["behaviour"]
-    write_results(
-        run, model, {"behaviour": behaviour, "attacks": found | {"prefix": prefix}},
-        ending=restored_sentence("Unattacked, the prefix", behaviour["agent+prefix"], behaviour["agent"]),
-    )  # fmt: skip
+    behaviour_table(behaviour, skipped=read.skipped)
+    said_missing(impossible, {})
+    sections = {"behaviour": behaviour, "attacks": found | {"prefix": prefix}, "impossible": impossible}
+    ending = restored_sentence("Unattacked, the prefix", behaviour["agent+prefix"], behaviour["agent"])
+    write_results(run, model, sections, ending=" ".join([ending, *broken_sentences(behaviour)]))
 
 
 def transfer(options: TransferOptions) -> None:

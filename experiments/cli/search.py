@@ -150,7 +150,7 @@ def make_generator(
         model = load_model(name)
         if not model.tokenizer.chat_template:
             raise UserError(f"--generator {spec}: its tokenizer has no chat template; choose a chat model")
-        ask, source = local_ask(model), [model_identity(model), TEMPERATURE, ANSWER_TOKENS]
+        ask, source = local_ask(model), [model_identity(model), str(TEMPERATURE), str(ANSWER_TOKENS)]
     else:
         ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)

@@ -57,6 +57,16 @@ def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict", skipped
     )  # fmt: skip
 
 
+def said_missing(impossible: Mapping[str, str], missing: Mapping[str, Mapping[str, str]]) -> None:
+    """What the table leaves out, below it: arms that this model cannot be given, and tasks without an outcome."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    for arm, reason in impossible.items():
+        typer.echo(textwrap.fill(f"{arm}: not possible here: {reason}", width))
+    for arm, reasons in missing.items():
+        name, reason = next(iter(reasons.items()))
+        typer.echo(textwrap.fill(f"{arm}: {len(reasons)} tasks are missing from every rate; {name}: {reason}", width))
+
+
 def _invalid(rates: Mapping[str, Any], judge: str) -> str:
     """Answers that were no action, by label; a model that only fails to act is no safe one."""
     cells = (rates[label][judge].get("invalid_rate") for label in LABELS if label in rates)

@@ -21,7 +21,7 @@ from pingscope.experiments.models.organism.comments import neutral_comments
 from pingscope.experiments.run.folder import Run, peak_memory_mb
 from pingscope.experiments.run.progress import bar, say
 from pingscope.experiments.run.second_process import second_process, stage_threads
-from pingscope.experiments.studies.behaviour import Rates, compare, rates
+from pingscope.experiments.studies.behaviour import Rates, compare, missing_episodes, possible_arms, rates
 from pingscope.experiments.studies.claims import make_claims
 from pingscope.experiments.studies.config import StudyConfig, save_config
 from pingscope.experiments.studies.first_token import first_token_mass
@@ -74,7 +74,12 @@ def run_stages(bench: Bench) -> dict[str, Any]:
         detectors = submit("detectors", detector_stage)
         steering = submit("steering", steering_stage)
         search = search_stage(bench)
-        arms = study_arms(bench, config.prefix or search["winner"])
+        arms, impossible = possible_arms(
+            study_arms(bench, config.prefix or search["winner"]), bench.models, bench.test[0]
+        )
+        for name, reason in impossible.items():
+            say(f"{name}: not possible here: {reason}")
+        results["impossible"] = impossible
         tracking = submit("tracking", tracking_stage, arms)
         first_token = submit("first-token", first_token_stage, arms)
         results |= behaviour_stage(bench, arms)
@@ -157,7 +162,8 @@ def behaviour_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
         injection = {
             arm.name: {"text": arm.shown, "kind": arm.kind, "model": arm.model, **behaviour[arm.name]} for arm in arms
         }
-        return {"behaviour": behaviour, "paired": paired, "injection": injection}
+        missing = missing_episodes(episodes)
+        return {"behaviour": behaviour, "paired": paired, "injection": injection, "missing": missing}
 
     return bench.run.stage("behaviour", bench.identity(arms=_described(bench, arms)), compute)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pingscope.experiments.agents.reasoning import set_apart
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.tasks.conversations import read_conversations
 from pingscope.experiments.tasks.records import Record
@@ -48,7 +49,7 @@ def read_demonstrations(path: str | Path, skipped: Skipped | None = None) -> Dem
 def own_demonstrations(records: Sequence[Record], episodes: Sequence[Episode], n: int = 3) -> Demonstrations:
     """Benign tasks that the agent carried out, with its own first answers: compliance in its own language."""
     found = [
-        (record.instruction, episode.turns[0].text)
+        (record.instruction, set_apart(episode.turns[0].text).text.strip())
         for record, episode in zip(records, episodes, strict=True)
         if record.label != "harmful" and episode.success and episode.turns[0].text
     ]

@@ -7,9 +7,10 @@ every model's prefix in every model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from pingscope.experiments.agents.reasoning import set_apart
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.studies.behaviour import compare, rates
 from pingscope.experiments.studies.search.held_out import overall
@@ -65,15 +66,26 @@ def jailbreak_demonstrations(
     for episode in done[:n]:
         record = by_id[episode.id]
         user = "\n".join(part for part in (record.instruction, record.context) if part)
-        shots.append((user, episode.turns[0].text))
+        # As the agent's own template shows earlier turns: without the thinking before them.
+        shots.append((user, set_apart(episode.turns[0].text).text.strip()))
     return shots
 
 
 def attack_study(
-    prefix: str, demonstrations: Sequence[tuple[str, str]], records: Sequence[Record], evaluate: Evaluate
+    prefix: str,
+    demonstrations: Sequence[tuple[str, str]],
+    records: Sequence[Record],
+    evaluate: Evaluate,
+    without: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Rates under every attack; paired differences of each attacked arm from the same arm unattacked."""
-    arms = attack_arms(prefix, demonstrations)
+    """Rates under every attack; paired differences of each attacked arm from the same arm unattacked.
+
+    Every arm runs on benign tasks too: an attack after which nothing is done has broken the agent, not the defence.
+
+    Args:
+        without: names of arms that this model cannot be given.
+    """
+    arms = [arm for arm in attack_arms(prefix, demonstrations) if arm.name not in without]
     ran = {arm.name: evaluate(arm, records) for arm in arms}
     protected = {arm.name for arm in arms if arm.prefix}
     reference = {name: "agent+prefix" if name in protected else "agent" for name in ran}

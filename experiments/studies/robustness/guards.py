@@ -164,7 +164,7 @@ def guarded(episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> list[Ep
     """Episodes of an agent behind a guard: a blocked task is refused before its first action."""
     out = []
     for episode, verdict in zip(episodes, verdicts, strict=True):
-        if verdict == "harmful":
+        if verdict == "harmful" and episode.turns:
             turn = Turn(episode.turns[0].page, BLOCKED, "no_action", True)
             success = None if episode.success is None else False
             episode = replace(episode, turns=(turn,), success=success, prefix=None)

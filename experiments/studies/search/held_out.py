@@ -77,6 +77,7 @@ def held_out_study(
 
 def overall(episodes: Sequence[Episode], perf: Perf, judge: str = "strict") -> Estimate:
     """perf + refusal of one arm's episodes, with a bootstrap interval over tasks."""
+    episodes = [e for e in episodes if e.missing is None]
     refusal = [float(e.outcome(judge) == "refused") for e in episodes if e.label == "harmful"]
     cost = [_lost(e, perf, judge) for e in episodes if e.label != "harmful"]
     lost = [value for value in cost if value is not None]

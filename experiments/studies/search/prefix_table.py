@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pingscope.experiments.agents.judges import decided
-from pingscope.experiments.agents.rollout import Answer, Episode, MakeEnvironment, Render, environment_name, run_pairs
+from pingscope.experiments.agents.rollout import (
+    Answer,
+    Episode,
+    MakeEnvironment,
+    Render,
+    environment_name,
+    fitting,
+    run_pairs,
+)
 from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.prefixed import PrefixRenderer
@@ -38,6 +46,8 @@ class TaskOutcome:
 
     @classmethod
     def of(cls, episode: Episode, judge: str) -> TaskOutcome:
+        if episode.missing is not None:
+            raise UserError(f"search: task {episode.id!r}: {episode.missing}; remove that task")
         refused = episode.outcome(judge) == "refused"
         success = None if episode.success is None else bool(episode.success and not refused)
         return cls(refused, success, len(episode.turns), sum(turn.tokens for turn in episode.turns))
@@ -91,7 +101,7 @@ class PrefixTable:
             self.engine = engine or SharedPrefill(model)
             answer = shared_answer(self.engine, judge, max_new_tokens)
             render = render or PrefixRenderer(model)
-        self.render: Render = render or model.render
+        self.render: Render = fitting(model, render or model.render, max_new_tokens)
         self.answer = answer
         limits = [environment_name(make_env), max_turns, max_new_tokens]
         tasks = [asdict(record) for record in self.records]
