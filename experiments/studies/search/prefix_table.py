@@ -101,7 +101,7 @@ class PrefixTable:
             self.engine = engine or SharedPrefill(model)
             answer = shared_answer(self.engine, judge, max_new_tokens)
             render = render or PrefixRenderer(model)
-        self.render: Render = fitting(model, render or model.render, max_new_tokens)
+        self.render: Render = render or model.render
         self.answer = answer
         limits = [environment_name(make_env), max_turns, max_new_tokens]
         tasks = [asdict(record) for record in self.records]
@@ -167,7 +167,7 @@ class PrefixTable:
             episodes = run_pairs(
                 [(arms[text], self.records[task]) for text, task in chunk],
                 self.make_env,
-                self.render,
+                fitting(self.model, self.render, self.max_new_tokens),
                 self.answer,
                 max_turns=self.max_turns,
             )
