@@ -1,6 +1,7 @@
 # Two commands do all the set-up on a machine with Python >= 3.11, pip and make:
 #   make study   the main job, ends with the path of an interactive report
 #   make test    lint, types and tests
+#   make test-quick   the same without what trains or starts processes; two minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/study
 ARGS ?=
 
-.PHONY: study test lint types clean
+.PHONY: study test test-quick lint types clean
 .DEFAULT_GOAL := study
 
 study: $(VENV)/.installed
@@ -16,6 +17,9 @@ study: $(VENV)/.installed
 
 test: lint types
 	$(BIN)/python -m pytest
+
+test-quick: lint types
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
