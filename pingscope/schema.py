@@ -239,6 +239,7 @@ class Results(BaseModel):
     first_token: Numbers | None = None
     detectors: Object | None = None
     dose_response: Annotated[list[Step], Field(min_length=1)] | None = None
+    mechanism_claims: list[Claim] | None = None
     attribution: Object | None = None
     readout: Object | None = None
     patching: Object | None = None

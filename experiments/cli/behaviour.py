@@ -23,7 +23,7 @@ from pingscope.experiments.cli.shared import (
 )
 from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, said_missing
 from pingscope.experiments.run.progress import say
-from pingscope.experiments.studies.behaviour import compare, missing_episodes, possible_arms, rates
+from pingscope.experiments.studies.behaviour import check_some_ran, compare, missing_episodes, possible_arms, rates
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.errors import UserError
 from pingscope.steering.injection import Arm, comparison_arms
@@ -47,6 +47,7 @@ def evaluate(options: EvaluateOptions) -> None:
     episodes = Episodes(options.out, options.max_turns, options.max_new_tokens)
     chosen, impossible = possible_arms(chosen, {"agent": model}, records[0])
     ran = {arm.name: episodes(model, arm, records) for arm in chosen}
+    check_some_ran(ran)
     behaviour, missing = {name: rates(found) for name, found in ran.items()}, missing_episodes(ran)
     if not behaviour:
         raise UserError(f"--arm: none is possible here: {next(iter(impossible.values()))}")
@@ -145,6 +146,7 @@ def inject(options: InjectOptions) -> None:
     play = Episodes(options.out, options.max_turns, options.max_new_tokens)
     episodes = {arm.name: play(model, arm, records) for arm in arms}
     episodes |= {arm.name: play(model, arm, harmful) for arm in attacks}
+    check_some_ran(episodes)
     behaviour = {name: rates(ran) for name, ran in episodes.items()}
     # An attacked arm is compared with the same arm unattacked, every other one with the bare agent.
     by_id = {name: {episode.id: episode for episode in ran} for name, ran in episodes.items()}

@@ -141,6 +141,17 @@ def missing_episodes(episodes: Mapping[str, Sequence[Episode]]) -> dict[str, dic
     return {name: reasons for name, reasons in lost.items() if reasons}
 
 
+def check_some_ran(episodes: Mapping[str, Sequence[Episode]]) -> None:
+    """A run in which no task of any arm has an outcome says nothing.
+
+    Raises:
+        UserError: with the reason of the first one.
+    """
+    every = [episode for ran in episodes.values() for episode in ran]
+    if every and all(episode.missing is not None for episode in every):
+        raise UserError(f"no task has an outcome; {every[0].id}: {every[0].missing}")
+
+
 def rates(episodes: Sequence[Episode]) -> Rates:
     """Rates with Wilson intervals by label and judge; labels without episodes are left out.
 

@@ -195,5 +195,5 @@ def test_own_models_take_the_same_path(finished, tmp_path):
     report = run_study(StudyConfig.model_validate(own), tmp_path / "run")
     assert report.is_file()
     results = numbers(tmp_path / "run")
-    assert results["dose_response"] == [] and results["search"]["candidates"] == []
+    assert "dose_response" not in results and results["search"]["candidates"] == []
     assert results["injection"]["agent+prefix"]["text"] == "# Is this safe?"
