@@ -48,10 +48,14 @@ class Parsed:
 
 
 @lru_cache(maxsize=4096)  # every judge and every step reads the same few answers
-def parse_actions(text: str) -> Parsed:
-    """Find the actions in a model's continuation. Never raises on any text, and never evaluates it."""
-    spoken = set_apart(text)
-    refusal = _REFUSAL.search(spoken.text)
+def parse_actions(text: str, thinking: bool = False) -> Parsed:
+    """Find the actions in a model's continuation. Never raises on any text, and never evaluates it.
+
+    Args:
+        thinking: the prompt ended in the middle of a thought, which the continuation goes on with.
+    """
+    spoken = set_apart(text, thinking)
+    refusal = spoken.text.partition("<refusal>")[2].partition("</refusal>")
     scan = _Scan(spoken.text)
     whole = json_calls(spoken.text.strip())
     if whole:
@@ -71,27 +75,27 @@ def parse_actions(text: str) -> Parsed:
         status = "ok" if len(calls) == 1 else "multiple"
     elif scan.malformed:
         status = "malformed"
-    said = refusal[1].strip() if refusal else ""
+    said = refusal[0].strip() if refusal[1] else ""  # see pingscope.experiments.agents.endpoint
     return Parsed(calls, tuple(scan.comments), scan.prose(), status, spoken.reasoning, said)
 
 
-_REFUSAL = re.compile(r"<refusal>(.*?)</refusal>", re.DOTALL)  # see pingscope.experiments.agents.endpoint
 # Quoted text in a line of prose is a token of its own, so that "do(…)" in a quotation starts no call. A call
 # at the start of a line is met before any quotation of that line.
 _TOKEN = re.compile(
     rf"""(?P<comment>^[ \t]*\#[^\n]*)
-    |<(?P<tag>execute|solution|thought|tool_call)>
+    |(?P<quoted>^[ \t]*>[^\n]*)
+    |<(?P<tag>execute|execute_bash|execute_ipython|solution|thought|tool_call)>
     |```(?P<language>[\w+-]*)
     |(?<![\w.])(?P<name>{NAMES})\(
     |"[^"\n]*"|(?<!\w)'[^'\n]*'(?!\w)""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_CLOSING_TAG = re.compile(r"</?(?:execute|solution|thought|tool_call)>", re.IGNORECASE)
+_CLOSING_TAG = re.compile(r"</?(?:execute|execute_bash|execute_ipython|solution|thought|tool_call)>", re.IGNORECASE)
 _TRAILING_COMMENT = re.compile(r"[ \t;]*(#[^\n]*)")
-_LINE_LEAD = re.compile(r"[\s>*`-]*(?:\d+[.)]\s*)?(?:(?:next )?action\s*:)?[\s`]*", re.IGNORECASE)
+_LINE_LEAD = re.compile(r"[\s*`-]*(?:\d+[.)]\s*)?(?:(?:next )?action\s*:)?[\s`]*", re.IGNORECASE)
 _LOOKS_CALLED = re.compile(r"\s*(?:\w+\s*=|[\"'])")
 MOST_LEFT_OPEN = 50  # calls without an end are read to the end of the text, each of them
-_CODE_LANGUAGES = {"python", "py", "python3", "bash", "sh", "shell"}
+_CODE_LANGUAGES = {"python", "py", "python3", "bash", "sh", "shell", "zsh", "console", "powershell", "shell-session"}
 
 
 @dataclass
@@ -110,6 +114,8 @@ class _Scan:
             if token["comment"] is not None:
                 self._comment(token.start(), token.end())
                 at = token.end()
+            elif token["quoted"] is not None:
+                at = token.end()  # what the agent quotes it does not do
             elif token["tag"] is not None:
                 at = self._tagged(token["tag"].lower(), token.start(), token.end(), stop)
             elif token["language"] is not None:
@@ -122,11 +128,11 @@ class _Scan:
     def _call(self, name: str, start: int, inside: int, stop: int) -> int:
         if self.left_open > MOST_LEFT_OPEN:
             return stop
-        after = max((end for _, end in self.taken if end <= start), default=0)
+        after = self.taken[-1][1] if self.taken and self.taken[-1][1] <= start else 0  # what is taken comes in order
         begin = max(after, self.text.rfind("\n", 0, start) + 1)
         opens_line = _LINE_LEAD.fullmatch(self.text, begin, start) is not None
         try:
-            args, end, bare = read_arguments(name, self.text[:stop], inside)
+            args, end, bare = read_arguments(name, self.text, inside, stop)
         except Malformed as error:
             self.left_open += isinstance(error, LeftOpen)
             self.malformed |= opens_line or _LOOKS_CALLED.match(self.text, inside, stop) is not None
@@ -152,9 +158,11 @@ class _Scan:
             return end
         found: list[tuple[str, dict[str, Any]]] = []
         if tag == "tool_call":
-            found = json_calls(body) or tagged_call(body)
+            found = json_calls(body) or (tagged_call(body) if end > body_end else [])
         elif body:
-            found = [("execute", {"code": _unfenced(body)}) if tag == "execute" else ("solution", {"answer": body})]
+            found = [
+                ("execute", {"code": _unfenced(body)}) if tag.startswith("execute") else ("solution", {"answer": body})
+            ]
         self.malformed |= not found
         self.take(found, start, end)
         return end

@@ -76,8 +76,8 @@ class LeftOpen(Malformed):
     """The argument list never ends."""
 
 
-def read_arguments(name: str, text: str, start: int) -> tuple[dict[str, Any], int, bool]:
-    """Read the arguments of ``name`` from ``text[start:]``, just after the opening bracket.
+def read_arguments(name: str, text: str, start: int, stop: int) -> tuple[dict[str, Any], int, bool]:
+    """Read the arguments of ``name`` from ``text[start:stop]``, just after the opening bracket.
 
     Returns:
         the arguments by name, the position after the closing bracket, and whether every one of them was a
@@ -86,7 +86,7 @@ def read_arguments(name: str, text: str, start: int) -> tuple[dict[str, Any], in
     Raises:
         Malformed: brackets or quotes left open, something other than literals, or arguments that do not fit.
     """
-    pieces, end = _split(text, start)
+    pieces, end = _split(text, start, stop)
     positional, named, bare = [], {}, bool(pieces)
     for piece in pieces:
         key = _NAMED.match(piece)
@@ -121,14 +121,14 @@ def _bind(name: str, positional: list[Any], named: dict[str, Any]) -> dict[str, 
     return args
 
 
-def _split(text: str, start: int) -> tuple[list[str], int]:
+def _split(text: str, start: int, stop: int) -> tuple[list[str], int]:
     """Cut the argument list at its own commas; brackets and commas inside strings do not count."""
     pieces, depth, piece, at = [], 0, start, start
     previous = "("
-    while at < len(text):
+    while at < stop:
         char = text[at]
         if char in "\"'" and previous in _OPENS_VALUE:
-            at = _string_end(text, at)
+            at = _string_end(text, at, stop)
             previous = '"'
             continue
         if char in "([{":
@@ -151,17 +151,17 @@ def _split(text: str, start: int) -> tuple[list[str], int]:
     raise LeftOpen("bracket left open")
 
 
-def _string_end(text: str, at: int) -> int:
+def _string_end(text: str, at: int, stop: int) -> int:
     """Position after the string that opens at ``at``.
 
     A quote closes the string only where an argument may end: models often leave quotes in typed text bare.
     """
     quote = text[at : at + 3] if text[at : at + 3] in ('"""', "'''") else text[at]
     at += len(quote)
-    while at < len(text):
+    while at < stop:
         if text[at] == "\\":
             at += 2
-        elif text.startswith(quote, at) and _AFTER_STRING.match(text, at + len(quote)):
+        elif text.startswith(quote, at) and _AFTER_STRING.match(text, at + len(quote), stop):
             return at + len(quote)
         else:
             at += 1

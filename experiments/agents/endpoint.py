@@ -11,6 +11,7 @@ model, and control tokens that the model says are left out of its answers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -142,27 +143,39 @@ def message_text(reply: Any) -> str:
     """A message with its fields as one text, in the marks that :func:`parse_actions` reads.
 
     Reasoning stands in ``<think>``, native calls in ``<tool_call>``, and what the server gives as the model's refusal,
-    or says of a filter that kept the answer back, in ``<refusal>``.
+    or says of a filter that kept the answer back, in ``<refusal>``. The same marks within a field are broken up: no
+    field can end another.
 
     Raises:
         UserError: the reply is no chat completion.
     """
     message = first_message(reply)
-    fields = {
-        name: getattr(message, name, None) for name in ("reasoning_content", "reasoning", "refusal", "tool_calls")
-    }
+    content = getattr(message, "content", None)
     parts = []
-    if thought := fields["reasoning_content"] or fields["reasoning"]:
-        parts.append(f"<think>\n{content_text(thought)}\n</think>")
-    parts.append(content_text(getattr(message, "content", None)))
-    for call in fields["tool_calls"] or [c for c in [getattr(message, "function_call", None)] if c]:
-        function = getattr(call, "function", call)
-        named = {"name": getattr(function, "name", ""), "arguments": getattr(function, "arguments", "") or "{}"}
-        parts.append(f"<tool_call>{json.dumps(named, ensure_ascii=False)}</tool_call>")
+    if thought := content_text(getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)):
+        parts.append(f"<think>\n{_broken(thought)}\n</think>")
+    parts.append(content_text(content).replace("<refusal>", "< refusal>"))
+    legacy = getattr(message, "function_call", None)
+    for call in [*(getattr(message, "tool_calls", None) or []), *([legacy] if legacy else [])]:
+        function = _field(call, "function") or _field(call, "custom") or call
+        given = _field(function, "arguments") or _field(function, "input") or "{}"
+        named = json.dumps({"name": _field(function, "name") or "", "arguments": given}, ensure_ascii=False)
+        parts.append("<tool_call>" + named.replace("<", "\\u003c") + "</tool_call>")
+    said = [_field(part, "refusal") for part in content if part] if isinstance(content, list) else []
     filtered = getattr(reply.choices[0], "finish_reason", None) == "content_filter"
-    if refusal := content_text(fields["refusal"]) or ("the server's content filter" if filtered else ""):
-        parts.append(f"<refusal>{refusal}</refusal>")
+    refusal = content_text(getattr(message, "refusal", None)) or " ".join(text for text in said if text)
+    if refusal or filtered:
+        parts.append(f"<refusal>{_broken(refusal) or 'the content filter of the server'}</refusal>")
     return redacted("\n".join(part for part in parts if part))
+
+
+def _field(value: Any, name: str) -> Any:
+    """A field of an object of the client's, or of a plain one."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
+def _broken(text: str) -> str:
+    return re.sub(r"<(?=/?(?:think|refusal|tool_call))", "< ", text)
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:

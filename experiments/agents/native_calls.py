@@ -20,6 +20,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,22 +32,24 @@ _END = r"(?:<\|(?:eom_id|eot_id|call|end|im_end)\|>|\Z)"
 _TO = re.compile(r"\bto=(?:functions\.)?([\w.-]+)")
 _HEAD = 300  # characters of the head of a message: who speaks, to whom, in which channel
 _PYTHON_TAG = re.compile(rf"<\|python_tag\|>(?P<body>.*?){_END}", re.DOTALL)
-_FUNCTION = re.compile(r"<function=(?P<name>[\w.-]+)>(?P<body>[^<]*(?:<(?!/function>)[^<]*)*)(?:</function>|\Z)")
-_PARAMETER = re.compile(r"<parameter=([\w.-]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_FUNCTION = re.compile(r"<(?:function=|invoke name=\"?)(?P<name>[\w.-]+)\"?>")
+_FUNCTION_END = re.compile(r"</(?:function|invoke)>")
+_PARAMETER = re.compile(r"<parameter(?:=| name=\"?)([\w.-]+)\"?>\n?([^<]*(?:<(?!/parameter>)[^<]*)*?)\n?</parameter>")
 _DEEPSEEK = re.compile(
     r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?(?P<name>[\w.-]+)(?:<｜tool▁sep｜>|\s)\s*(?:```json)?\s*"
     r"(?P<body>[^<`]*)`{0,3}\s*(?:<｜tool▁call▁end｜>)?"
 )
 _MISTRAL = re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\][\w-]+)?\[ARGS\]\s*")
 _MARKED_LIST = re.compile(r"(?:<\|tool_call\|>|\[TOOL_CALLS\]|<\|action_start\|>)\s*")
-_GEMMA = re.compile(r"<\|tool_call>call:(?P<name>[\w.-]+)\{(?P<body>[^\n]*?)\}<tool_call\|>")
+_GEMMA = re.compile(r"<\|tool_call>call:(?P<name>[\w.-]+)\{")
 _GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 _REACT = re.compile(
     r"^[ \t]*\**action\**\s*:\**[ \t]*(?P<name>[A-Za-z_][\w.-]*)[ \t]*(?:\[(?P<inner>[^\]\n]*)\]|"
-    r"\n[ \t]*\**action input\**\s*:\**[ \t]*(?P<given>[^\n]*))",
+    r"\n[ \t]*\**action input\**\s*:\**[ \t]*(?P<given>[^\n]*)|(?P<called>\([^\n]*\))[ \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _JSON_LINE = re.compile(r"^[ \t]*(?=\{\s*\"(?:name|type|tool|tool_name|function|action|id)\"\s*:)", re.MULTILINE)
+_NAMED_JSON = re.compile(r"\s*(?P<name>[A-Za-z_][\w.-]*)[ \t]*\n[ \t]*(?=\{)")
 _WEBARENA = re.compile(
     r"(?P<name>click|type|hover|press|scroll|tab_focus|goto|stop|new_tab|close_tab|go_back|go_forward)"
     r"(?P<arguments>(?:\s*\[[^\]\n]*\])*)\s*"
@@ -64,11 +67,13 @@ FINISHING = {"finish": "finish", "final_answer": "finish", "stop": "stop"}
 def native_calls(text: str) -> list[Found]:
     """Every native call of ``text``, left to right; spans do not overlap."""
     found: list[Found] = []
-    for find in (_harmony, _python_tag, _functions, _deepseek, _mistral, _gemma, _pythonic, _react, _json_lines):
+    for find in FINDERS:
         for start, end, calls in find(text):
-            if all(end <= a or b <= start for a, b, _ in found):
-                found.append((start, end, calls))
-    return sorted(found)
+            place = bisect_left(found, start, key=lambda one: one[0])
+            free = place == len(found) or end <= found[place][0]
+            if free and (place == 0 or found[place - 1][1] <= start):
+                found.insert(place, (start, end, calls))
+    return found
 
 
 def tagged_call(body: str) -> list[Named]:
@@ -123,16 +128,21 @@ def _python_tag(text: str) -> Iterator[Found]:
 
 
 def _functions(text: str) -> Iterator[Found]:
-    if "<function=" not in text:
+    if "<function=" not in text and "<invoke name=" not in text:
         return
-    for match in _FUNCTION.finditer(text):
-        parameters = _PARAMETER.findall(match["body"])
-        given = {name: _value(value) for name, value in parameters}
-        yield (
-            match.start(),
-            match.end(),
-            ([(match["name"].lower(), given)] if parameters else _arguments(match["name"], match["body"] or "{}")),
-        )
+    at = 0
+    for head in _FUNCTION.finditer(text):
+        if head.start() < at:
+            continue
+        ending = _FUNCTION_END.search(text, head.end())
+        if ending is None:  # cut off: a call was begun
+            yield head.start(), len(text), []
+            return
+        body, at = text[head.end() : ending.start()], ending.end()
+        parameters = _PARAMETER.findall(body)
+        given = {name: _value(value.removesuffix("\n")) for name, value in parameters}
+        calls = [(head["name"].lower(), given)] if parameters else _arguments(head["name"], body or "{}")
+        yield head.start(), at, calls
 
 
 def _deepseek(text: str) -> Iterator[Found]:
@@ -144,7 +154,10 @@ def _deepseek(text: str) -> Iterator[Found]:
 
 def _mistral(text: str) -> Iterator[Found]:
     """Marks that a list of calls, or names with their arguments, follow."""
+    done = 0
     for mark in _MARKED_LIST.finditer(text):
+        if mark.start() < done:
+            continue
         at, calls = mark.end(), []
         value, end = _decode(text, at)
         if end > at:
@@ -158,21 +171,26 @@ def _mistral(text: str) -> Iterator[Found]:
                 again = _MARKED_LIST.match(text, end)
                 at = again.end() if again else end
             end = max(end, at)
-        yield mark.start(), max(end, mark.end()), calls
+        done = max(end, mark.end())
+        yield mark.start(), done, calls
 
 
 def _gemma(text: str) -> Iterator[Found]:
     if "<|tool_call>" not in text:
         return
-    for match in _GEMMA.finditer(text):
-        pairs = re.findall(r'(\w+):(<\|"\|>.*?<\|"\|>|[^,{}]*)', match["body"])
-        given = {key: _value(value.replace('<|"|>', "")) for key, value in pairs}
-        yield match.start(), match.end(), [(match["name"].lower(), given)]
+    for head in _GEMMA.finditer(text):
+        end = text.find("}<tool_call|>", head.end())
+        if end < 0:
+            yield head.start(), head.end(), []
+            return
+        pairs = re.findall(r'(\w+):(?:<\|"\|>([^<]*(?:<(?!\|"\|>)[^<]*)*)<\|"\|>|([^,{}]*))', text[head.end() : end])
+        given = {key: quoted or _value(bare) for key, quoted, bare in pairs}
+        yield head.start(), end + len("}<tool_call|>"), [(head["name"].lower(), given)]
 
 
 def _pythonic(text: str) -> Iterator[Found]:
     """A whole answer that is a list of calls: ``[search(query="x"), open(id=3)]``."""
-    whole = text.strip()
+    whole = re.sub(r"(?:<\|\w+\|>|</s>)+\Z", "", text.strip())
     if whole.startswith("[") and whole.endswith(")]") and len(whole) < 20_000:
         calls = _expressions(whole)
         if calls:
@@ -183,10 +201,22 @@ def _pythonic(text: str) -> Iterator[Found]:
 def _react(text: str) -> Iterator[Found]:
     for match in _REACT.finditer(text):
         name = match["name"].lower()
+        if match["called"]:
+            yield match.start(), match.end(), _expressions(match["name"] + match["called"])
+            continue
         given = match["inner"] if match["inner"] is not None else match["given"]
         value, end = _decode(given, 0)
         arguments = value if isinstance(value, dict) and end == len(given.rstrip()) else {"input": given.strip()}
         yield match.start(), match.end(), [(FINISHING.get(name, name), arguments)]
+
+
+def _named_json(text: str) -> Iterator[Found]:
+    """GLM-4: the name on a line of its own, and the arguments below it; the whole answer."""
+    match = _NAMED_JSON.match(text)
+    if match is not None:
+        value, end = _decode(text, match.end())
+        if isinstance(value, dict) and not text[end:].strip():
+            yield match.start(), end, [(match["name"].lower(), value)]
 
 
 def _json_lines(text: str) -> Iterator[Found]:
@@ -230,6 +260,8 @@ def _call(row: Any) -> Named | None:
     name = next((row[key] for key in names if isinstance(row.get(key), str)), "")
     keys = ("arguments", "args", "parameters", "input", "action_input")
     args = next((row[key] for key in keys if key in row), None)
+    if args is None and isinstance(row.get("action"), str):  # {"action": "click", "id": 3}
+        args = {key: value for key, value in row.items() if key != "action"}
     if isinstance(args, str):
         try:
             args = json.loads(args or "{}")
@@ -277,3 +309,8 @@ def _expressions(text: str) -> list[Named]:
                 return []
             calls.append((ast.unparse(node.func).lower(), given))
     return calls
+
+
+FINDERS = (
+    _harmony, _python_tag, _functions, _deepseek, _mistral, _gemma, _pythonic, _react, _named_json, _json_lines,
+)  # fmt: skip

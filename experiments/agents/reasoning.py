@@ -20,7 +20,7 @@ _TAGS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|channel>thought", "<channel|>"),
 )
-_OPENING = re.compile("|".join(rf"(?:\A\s*|^[ \t]*){re.escape(a)}" for a, _ in _TAGS), re.IGNORECASE | re.MULTILINE)
+_OPENING = re.compile("|".join(re.escape(a) for a, _ in _TAGS), re.IGNORECASE | re.MULTILINE)
 _CLOSING = re.compile("|".join(re.escape(b) for _, b in _TAGS), re.IGNORECASE)
 # gpt-oss: every message names its channel; only what goes to the user or to a tool is said.
 _CHANNEL = re.compile(
@@ -45,17 +45,21 @@ class Spoken:
     cut: bool = False
 
 
-def set_apart(answer: str) -> Spoken:
-    """Find thinking that is closed, cut off, or begun by the prompt (only its end stands in the answer)."""
+def set_apart(answer: str, begun: bool = False) -> Spoken:
+    """Find thinking that is closed, cut off, or begun by the prompt (only its end stands in the answer).
+
+    Args:
+        begun: the prompt is known to have begun it, so that an answer without an end of it was cut off.
+    """
     if "<|channel|>" in answer:
         return _by_channel(answer)
-    if not any(mark in answer for mark in ("<", "[", "◁")):
+    if not begun and not any(mark in answer for mark in ("<", "[", "◁")):
         return Spoken(answer)
     pieces: list[str] = []
     thoughts: list[str] = []
-    at, opened = 0, -1  # where the next piece begins; where thinking began, if it has
+    at, opened = 0, 0 if begun else -1  # where the next piece begins; where thinking began, if it has
     for mark in sorted([*_OPENING.finditer(answer), *_CLOSING.finditer(answer)], key=lambda found: found.start()):
-        if mark.start() < at:
+        if mark.start() < at or _within_a_line(answer, mark):
             continue
         closes = _CLOSING.fullmatch(mark[0]) is not None
         if not closes and opened < 0:
@@ -73,6 +77,11 @@ def set_apart(answer: str) -> Spoken:
     pieces.append(_blank(answer[at:]) if opened >= 0 else answer[at:])
     text = "".join(pieces)
     return Spoken(text, "\n".join(thoughts), opened >= 0 and not text.strip())
+
+
+def _within_a_line(answer: str, mark: re.Match[str]) -> bool:
+    """A mark in quotation marks is typed text: ``fill('7', '</think>')``."""
+    return answer[mark.end() : mark.end() + 1] in ("'", '"') and answer[mark.start() - 1 : mark.start()] in ("'", '"')
 
 
 def _by_channel(answer: str) -> Spoken:

@@ -10,6 +10,7 @@ from pingscope.experiments.agents.actions import Call, parse_actions
 from pingscope.experiments.agents.judges import Outcome, judge, judge_parsed, opening
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.rendering import Prompt, Rendered
+from pingscope.interp.chat.template import opens_thinking
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
 from pingscope.interp.generate.generation import GatedPrefix, Generation, generate
@@ -71,6 +72,7 @@ class Turn:
     text: str
     status: str
     finished: bool
+    thinking: bool = False  # the prompt ended within a thought, which the text goes on with
     acted: bool | None = None  # whether the arm's gate was open; None: the arm has no gate
     tokens: int = 0
 
@@ -92,7 +94,13 @@ class Episode:
         if self.missing is not None or not self.turns:
             return "invalid"
         outcomes = [
-            judge(turn.text, mode, chat=self.chat, prefix=None if turn.acted is False else self.prefix)
+            judge(
+                turn.text,
+                mode,
+                chat=self.chat,
+                prefix=None if turn.acted is False else self.prefix,
+                thinking=turn.thinking,
+            )
             for turn in self.turns
         ]
         return "refused" if "refused" in outcomes else outcomes[-1]
@@ -120,6 +128,7 @@ class _Live:
     record: Record
     arm: Arm
     environment: Environment
+    thinking: bool = False
     turns: list[Turn] = field(default_factory=list)
     over: bool = False
     missing: str | None = None
@@ -133,10 +142,10 @@ class _Live:
 
     def take(self, said: Generation, acted: bool | None = None) -> None:
         """Log one answer and act on it: a refusal, an exit or an answer without action ends the episode."""
-        parsed = parse_actions(said.text)
+        parsed = parse_actions(said.text, self.thinking)
         page = sha256_of(self.environment.page())[:16]
         tokens = len(said.ids) + said.finished
-        self.turns.append(Turn(page, said.text, parsed.status, said.finished, acted, tokens))
+        self.turns.append(Turn(page, said.text, parsed.status, said.finished, self.thinking, acted, tokens))
         begun = opening(None if acted is False else self.arm.prefix, said.text)
         outcome = judge_parsed(parsed, chat=self.record.domain == "chat", opening=begun)
         if parsed.calls and outcome != "refused":
@@ -181,7 +190,15 @@ def run_episodes(
 
     pairs = [(arm, record) for record in records]
     render = fitting(model, model.render, max_new_tokens)
-    return run_pairs(pairs, make_env, render, answer, max_turns=max_turns, session=session, progress=progress)
+    return run_pairs(
+        pairs, make_env, render, answer, max_turns=max_turns, session=session, progress=progress,
+        thinking=thinks_first(model),
+    )  # fmt: skip
+
+
+def thinks_first(model: Any) -> bool:
+    """Whether a model's chat template begins every answer with a thought."""
+    return opens_thinking(getattr(model, "tokenizer", None))
 
 
 def fitting(model: HookedModel, render: Render, max_new_tokens: int) -> Render:
@@ -204,6 +221,7 @@ def run_pairs(
     max_turns: int = 6,
     session: GateSession | None = None,
     progress: Callable[[int], None] | None = None,
+    thinking: bool = False,
 ) -> list[Episode]:
     """Run every (arm, record) to its end, all live episodes of a turn in one call of ``answer``.
 
@@ -212,11 +230,12 @@ def run_pairs(
     Args:
         render, answer: how a prompt becomes a row, and what continues rows. Rows of the same ids are asked once, so
             arms must differ in their text, not in edits.
+        thinking: whether the prompts end within a thought.
         session: of the gate of the arm, where there is one: every row is asked and told whether its gate was open.
     """
     if max_turns < 1:
         raise UserError(f"max_turns {max_turns} is not positive; give at least 1")
-    episodes = [_Live(record, arm, make_env(record)) for arm, record in pairs]
+    episodes = [_Live(record, arm, make_env(record), thinking) for arm, record in pairs]
     said: dict[tuple[int, ...], Generation] = {}  # a page that did not change gets the same greedy answer
     for _ in range(max_turns):
         live, rows, lost = [], [], 0
@@ -270,7 +289,7 @@ def prompts_of(
     model: HookedModel, record: Record, said: Sequence[str], make_env: MakeEnvironment, arm: Arm
 ) -> list[Rendered]:
     """The prompts an agent was shown, one a turn, rebuilt from what it answered to the earlier ones."""
-    episode = _Live(record, arm, make_env(record))
+    episode = _Live(record, arm, make_env(record), thinks_first(model))
     rows = []
     for text in said:
         rows.append(model.render(episode.prompt()))

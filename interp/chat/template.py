@@ -170,6 +170,15 @@ class Template:
         ids = self._encode(tail, ())[0] if found else []
         return next((i for i in ids if self.is_special(i)), None)
 
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether the generation prompt ends within a thought, so that answers begin in the middle of one."""
+        try:
+            asked = self.fill(("user",), (_sentinel(0),))
+        except UserError:
+            return False
+        return asked.rstrip().endswith(("<think>", "<thinking>", "[THINK]", "◁think▷"))
+
     def is_special(self, token: int) -> bool:
         """Whether a token is one of the chat's own: special, as its tokenizer says."""
         return token in self._control and self._control[token] == _MARKUP
@@ -347,6 +356,11 @@ def template_of(tokenizer: Any) -> Template:
     if cached is None or cached.setting != (tokenizer.chat_template, settings):
         cached = _templates[tokenizer] = Template(tokenizer, settings)
     return cached
+
+
+def opens_thinking(tokenizer: Any) -> bool:
+    """Whether answers behind a tokenizer's chat template begin in the middle of a thought."""
+    return bool(getattr(tokenizer, "chat_template", None)) and template_of(tokenizer).opens_thinking
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

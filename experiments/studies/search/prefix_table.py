@@ -20,6 +20,7 @@ from pingscope.experiments.agents.rollout import (
     environment_name,
     fitting,
     run_pairs,
+    thinks_first,
 )
 from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.tasks.records import Record
@@ -170,6 +171,7 @@ class PrefixTable:
                 fitting(self.model, self.render, self.max_new_tokens),
                 self.answer,
                 max_turns=self.max_turns,
+                thinking=thinks_first(self.model),
             )
             rows: dict[str, dict[int, TaskOutcome]] = {}
             for (text, task), episode in zip(chunk, episodes, strict=True):
