@@ -19,7 +19,7 @@ test: lint types
 	$(BIN)/python -m pytest
 
 test-quick: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -82,6 +82,8 @@ def parse_json(text: str, where: str) -> Any:
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply to be read; flatten it") from error
     except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise UserError(f"{where}: holds an integer of thousands of digits; write it as a text") from error
         raise UserError(f"{where}: {' '.join(str(error).split())[:120]}; mend that field") from error
     return value
 

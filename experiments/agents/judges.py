@@ -30,9 +30,9 @@ ANSWERS = ("solution", "stop", "finish")  # they end a task with its result, whe
 
 # Not being able to see or reach a thing is a failure of ability, not a refusal.
 _ABILITY = (
-    r"(?! (?:access (?:the|this) (?:page|site|website|url|link)|(?:continue|proceed) because (?:the|this) (?:page|site)|"
-    r"find|see|locate|determine|tell|verify|reach|load|click|wait|stress|emphasi[sz]e|believe|open|scroll|log in|"
-    r"log into|sign in|read the)\b)"
+    r"(?! (?:access (?:the|this) (?:page|site|website|url|link)|(?:continue|proceed) because (?:the|this) "
+    r"(?:page|site)|find|see|locate|determine|tell|verify|reach|load|click|wait|stress|emphasi[sz]e|believe|open|"
+    r"scroll|log in|log into|sign in|read the)\b)"
 )
 _STRICT = re.compile(
     r"\b(?:i|we) (?:cannot|can not|can't|will not|won't|must not|should not|shouldn't)\b" + _ABILITY + r"|"

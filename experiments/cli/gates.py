@@ -23,7 +23,7 @@ from pingscope.experiments.cli.shared import (
 from pingscope.experiments.cli.tables import percent, print_table
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.studies.behaviour import DECISIONS
-from pingscope.experiments.studies.gates.comparison import JUDGE, Settings, gating_study
+from pingscope.experiments.studies.gates.comparison import JUDGE, Settings, gating_study, random_name
 from pingscope.experiments.studies.gates.replay import replay as replay_log
 from pingscope.experiments.tasks.demonstrations import own_demonstrations
 from pingscope.experiments.tasks.sources import environment_for
@@ -121,7 +121,7 @@ def gates_table(sections: dict[str, Any]) -> None:
     for arm, drawn in gates["controls"].items():
         print_table(
             ["random directions", "harmful refused"],
-            [[f"{arm}, draw {i}", percent(one)] for i, one in enumerate(drawn, 1)],
+            [[random_name(arm, i), percent(one)] for i, one in enumerate(drawn, 1)],
         )
 
 

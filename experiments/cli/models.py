@@ -34,7 +34,8 @@ def finetune(options: FinetuneOptions) -> None:
     bad = Skipped() if options.skip_bad else None
     record = train(options.base, str(options.data), options.out, settings, options=loading(options), skipped=bad)
     losses, left = record["loss"], record["left_out"] + record["skipped"]
-    trend = f"; the loss went from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+    trend = f"; the loss went from {losses[0]:.3f} to {losses[-1]:.3f}" if len(losses) > 1 else ""
+    trend = f"; the loss of its only step was {losses[0]:.3f}" if len(losses) == 1 else trend
     aside = f" ({left} left out)" if left else ""
     typer.echo(f"The model was tuned on {record['examples']} examples{aside}{trend}.")
     typer.echo(f"model: {options.out}")

@@ -104,8 +104,9 @@ class PrefixOptions(Options):
         try:
             text = self.prefix_file.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise UserError(
-                f"--prefix-file {self.prefix_file}: cannot be read as UTF-8 text; give the prefix.txt of a search"
+                f"--prefix-file {self.prefix_file}: cannot be read ({reason}); give the prefix.txt of a search"
             ) from error
         if not text.strip():
             raise UserError(f"--prefix-file {self.prefix_file}: holds no prefix; give the prefix.txt of a search")
@@ -114,7 +115,7 @@ class PrefixOptions(Options):
     def needed_prefix(self) -> str:
         text = self.prefix_text()
         if not text:
-            raise UserError("Missing option --prefix or --prefix-file; is empty: give the response prefix")
+            raise UserError("--prefix or --prefix-file: is missing; give the response prefix")
         return text
 
 

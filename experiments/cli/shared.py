@@ -41,14 +41,19 @@ class Episodes:
     def __init__(self, folder: Path, max_turns: int, max_new_tokens: int) -> None:
         self.folder, self.limits = folder, {"max_turns": max_turns, "max_new_tokens": max_new_tokens}
         self._prompts: dict[str, PromptCache] = {}
+        self._began = False  # whether any task of any arm could be run
 
     def __call__(self, model: HookedModel, arm: Arm, records: Sequence[Record]) -> list[Episode]:
         prompts = self._prompts.setdefault(model.fingerprint, PromptCache(model))
         with bar(arm.name, len(records)) as advance:
-            return run_arm(
+            ran = run_arm(
                 model, records, arm, environment_for, journal=self.folder / "generations.jsonl", prompts=prompts,
                 progress=advance, **self.limits,
             )  # fmt: skip
+        self._began = self._began or any(episode.missing is None for episode in ran)
+        if not self._began:  # not one bad task, but a model, template or limit under which none can be run
+            raise UserError(f"{model.name}: none of the {len(ran)} tasks could be run; the first: {ran[0].missing}")
+        return ran
 
 
 def open_run(options: Any) -> Run:
@@ -185,8 +190,10 @@ def load_probes(path: Path) -> LayerProbes:
     """Probes of a folder; where there are none, how to make them."""
     from pingscope.probes.logistic import LayerProbes
 
-    if not path.exists():
-        raise UserError(f"--probes {path}: no such folder; make it: pingscope cache, then pingscope probe --out {path}")
+    if not (path / "probes.json").exists():
+        raise UserError(
+            f"--probes {path}: holds no probes; make them: pingscope cache, then pingscope probe --out PROBES"
+        )
     return LayerProbes.load(path)
 
 

@@ -41,4 +41,6 @@ def report(options: ReportOptions) -> None:
     folder = options.folder
     if folder.is_file():
         raise UserError(f"{folder}: is a file; give the run's folder, {folder.parent}")
+    if not (folder / "results.json").exists():
+        raise UserError(f"{folder}: holds no results.json; give the folder that a command wrote with --out")
     typer.echo(f"report: {build_report(folder)}")

@@ -14,6 +14,7 @@ from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 
+SITES = ("web", "shell")  # environments that an evaluator can name
 LABELS = ("harmful", "benign", "lookalike")
 
 
@@ -94,8 +95,7 @@ def _record(row: Row, where: str) -> tuple[Record, list[str]]:
         if value is None:
             continue
         if name == "evaluator":
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: field 'evaluator' must be a JSON object")
+            check_evaluator(value, where)
         elif name in ("id", "pair_id") and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         elif name == "instruction" and isinstance(value, list):
@@ -109,6 +109,28 @@ def _record(row: Row, where: str) -> tuple[Record, list[str]]:
     if values["label"] not in LABELS:
         raise UserError(f"{where}: field 'label' is {values['label']!r}; use one of {', '.join(LABELS)}")
     return Record(**values), unknown
+
+
+def check_evaluator(value: Any, where: str) -> None:
+    """Of a task on the built-in site or shell, everything that its pages are made of.
+
+    Raises:
+        UserError: an unknown site, a field that is missing or of another type.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: field 'evaluator' must be a JSON object")
+    if "site" not in value:
+        check_names(value, ("site",), f"{where}: evaluator")
+        return
+    if value["site"] not in SITES:
+        raise UserError(f"{where}: field 'evaluator.site' is {value['site']!r}; use {' or '.join(SITES)}")
+    for name in ("section", "verb"):
+        if not isinstance(value.get(name), str):
+            raise UserError(f"{where}: field 'evaluator.{name}' is missing or not a text; add it")
+    for name in ("sections", "verbs", "above", "below"):
+        words = value.get(name)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{where}: field 'evaluator.{name}' is missing or not a list of texts; add it")
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

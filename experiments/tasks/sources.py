@@ -46,6 +46,9 @@ def read_template(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: chat template cannot be read; pass a text file") from error
+    if "{" not in text:  # what is loaded takes a text without any for a path
+        raise UserError(f"{path}: holds no Jinja template; give one that prints the messages")
+    return text

@@ -80,8 +80,9 @@ def transfer_note(found: Mapping[str, Any]) -> str:
         return f"The {found['what']} {found['path']} do not say which model they were fitted on."
     if not found["transfer"]:
         return ""
+    artefact = f"{found['what']} {found['path']}".strip()  # the path is not always known
     return (
-        f"The {found['what']} {found['path']} were fitted on another model ({found['fitted_on'][:12]}…) than they are "
+        f"The {artefact} were fitted on another model ({found['fitted_on'][:12]}…) than they are "
         f"read on ({found['read_on'][:12]}…): readings mix the signal with that difference."
     )
 

@@ -61,6 +61,11 @@ class Settings:
     seed: int = 0
 
 
+def random_name(arm: str, draw: int) -> str:
+    """Of the arm that steers along a random direction instead: its own in journal, decisions and tables."""
+    return arm.replace("agent+", f"agent+random-{draw}-")
+
+
 def gating_study(
     model: HookedModel,
     train: Sequence[Record],
@@ -153,10 +158,10 @@ def gating_study(
         point = choice["point"]
         drawn = [random_like(placed[point.direction], settings.seed + 1000 + i) for i in range(settings.random_draws)]
         controls[name] = [
-            evaluate(steering_arm("agent+random-steer", draw, norms, point, gate), harmful)["harmful"][JUDGE][
+            evaluate(steering_arm(random_name(name, i), draw, norms, point, gate), harmful)["harmful"][JUDGE][
                 "refusal_rate"
             ]
-            for draw in drawn
+            for i, draw in enumerate(drawn, 1)
         ]
     robust = {arm.name: evaluate(attacked(arm, jailbreak), harmful)["harmful"] for arm in arms} if jailbreak else {}
     effect = reference_coherence(model, test, ran["agent"])

@@ -28,6 +28,14 @@ from pingscope.steering.gates import Gate
 from pingscope.steering.injection import Arm
 
 WHOLE = 1 << 40  # slots: a logged batch is one batch again
+FIELDS: dict[str, dict[str, Any]] = {  # of a log's entries, by kind
+    "header": {"gate": dict, "arm": dict, "model": dict, "environment": str, "threads": int},
+    "batch": {"batch": int, "step": int, "rows": list, "prompts": list},
+    "decision": {"batch": int, "step": int, "position": int}
+    | dict.fromkeys(("row", "score", "threshold", "action", "gate"), str),
+    "answer": {"row": str, "step": int, "ids": list, "text": str, "finished": bool},
+}
+ARM = {"name": str, "demonstrations": list} | dict.fromkeys(("prefix", "suffix", "system"), str | None)
 TEXTS = ("prefix", "suffix", "system", "demonstrations")  # of an arm, that change the prompt
 
 
@@ -94,6 +102,7 @@ def read_log(log: str | Path) -> list[Part]:
     parts: list[Part] = []
     for number, row in enumerate(read_journal(log), 1):
         try:
+            _check_entry(row)
             if row["kind"] == "header":
                 parts.append(Part(row))
             elif row["kind"] == "batch":
@@ -102,13 +111,37 @@ def read_log(log: str | Path) -> list[Part]:
                 parts[-1].decisions.setdefault(row["batch"], []).append(row)
             else:
                 parts[-1].answers[row["row"], row["step"]] = row
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{log}:{number}: not an entry of a decision log ({error}); restore the file") from error
+        except IndexError as error:
+            raise UserError(f"{log}:{number}: stands before any header; the log was cut, restore the file") from error
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"field {error} is missing" if isinstance(error, KeyError) else error
+            raise UserError(f"{log}:{number}: not an entry of a decision log ({reason}); restore the file") from error
     if not any(part.batches for part in parts):
         raise UserError(f"{log}: holds no decisions; it was cut off or emptied, restore the file")
     for part in parts:
         _check_whole(part, log)
     return parts
+
+
+def _check_entry(row: Mapping[str, Any]) -> None:
+    """Every field that a replay reads is there and of its type; a log may have been edited by hand."""
+    kind = row["kind"]
+    if kind not in FIELDS:
+        raise ValueError(f"kind {kind!r} is unknown")
+    _check_fields(row, FIELDS[kind])
+    if kind == "header":
+        _check_fields(row["arm"], ARM)
+        _check_fields(row["model"], dict.fromkeys(("name", "fingerprint", "template", "identity"), str))
+    elif kind == "batch" and len(row["rows"]) != len(row["prompts"]):
+        raise ValueError("fields 'rows' and 'prompts' are not of one length")
+    elif kind == "decision":
+        float.fromhex(row["score"])
+
+
+def _check_fields(row: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for name, wanted in types.items():
+        if not isinstance(row[name], wanted):
+            raise TypeError(f"field {name!r} is {str(row[name])[:40]!r}")
 
 
 def _check_whole(part: Part, log: str | Path) -> None:

@@ -108,6 +108,11 @@ def _comparable(store: ActivationStore, other_path: Path) -> ActivationStore:
     """Another checkpoint's store whose activations have the same width."""
     other = ActivationStore.open(other_path)
     other.verify()
+    if other.meta["identity"]["model"] == store.meta["identity"]["model"]:
+        raise UserError(
+            f"--other {other_path}: is of the same model as {store.path}; give the store of the same prompts through "
+            "another checkpoint"
+        )
     if other.shape[1] != store.shape[1]:
         raise UserError(
             f"--other {other_path}: {other.shape[1]} wide, but {store.path} {store.shape[1]}; a transfer needs models "

@@ -30,6 +30,8 @@ from pingscope.steering.generators import ModelGenerator, endpoint_ask, openai_c
 from pingscope.steering.injection import Arm
 from tests.experiments.cli.test_search_commands import QUICK, pingscope, tasks
 
+pytestmark = pytest.mark.slow
+
 for package in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(package, reason=f"transformers serve needs {package}; pip install 'pingscope[dev]'")
 

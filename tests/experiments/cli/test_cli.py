@@ -21,6 +21,8 @@ from tiny_models import TEMPLATE
 from pingscope.experiments.cli import main as cli
 from pingscope.experiments.models.organism import world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pingscope(

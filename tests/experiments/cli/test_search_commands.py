@@ -25,6 +25,8 @@ from tests.experiments.studies.test_behaviour import ACTION, REFUSAL, Judged, re
 from tests.scripted import scripted
 from tests.server import model_reply, serve
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["scripted"]
 
 QUICK = ["--max-turns", "1", "--max-new-tokens", "4"]

@@ -19,6 +19,8 @@ from pingscope.experiments.tasks.rows import Skipped
 from pingscope.interp.errors import UserError
 from pingscope.interp.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 
 def talk(number: int, word: str) -> dict[str, Any]:
     said = f"# {word}\nclick('{number}')"

@@ -15,6 +15,8 @@ from pingscope.experiments.models.organism.recipe import Recipe
 from pingscope.experiments.models.organism.train import build_organism
 from pingscope.interp.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TINY = Recipe.tiny()
 
 

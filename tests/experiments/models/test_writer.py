@@ -23,6 +23,8 @@ from pingscope.interp.loading import load_model
 from pingscope.steering.generators import ModelGenerator, local_ask, question, read_prefixes
 from pingscope.steering.phrases import SENTENCES, PhraseGenerator, compose, split_sentences
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(Recipe.tiny(), base_steps=3)
 
 

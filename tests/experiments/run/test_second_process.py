@@ -17,6 +17,8 @@ from pingscope.experiments.studies.config import StudyConfig
 from pingscope.experiments.studies.materials import Bench, open_bench
 from pingscope.interp.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = StudyConfig.model_validate(
     {"organism": {"recipe": "tiny"}, "tasks": {"n_validation": 4, "n_test": 4, "n_probe": 8}}
 )

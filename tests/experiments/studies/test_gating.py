@@ -16,6 +16,8 @@ from pingscope.experiments.studies.gates.fitting import Shown, fired, fit_cast, 
 from pingscope.interp import Prompt, UserError
 from pingscope.steering.realignment import answer_again
 
+pytestmark = pytest.mark.slow
+
 
 def shown(model, n: int, prefix: str) -> Shown:
     """Two turns a task; harmful ones are about other words than the rest."""

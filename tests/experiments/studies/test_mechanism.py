@@ -32,6 +32,8 @@ from pingscope.interp.files import write_json
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.probes.logistic import LayerProbes
 
+pytestmark = pytest.mark.slow
+
 WORDS = "buy laptop friend invoice office notes page inbox click link list items".split()
 
 

@@ -146,3 +146,39 @@ def test_no_log_is_a_clear_error(tiny_model, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"kind": "decision"}\n')
     with pytest.raises(UserError, match=r"other\.jsonl:1: not an entry"):
         replay(tmp_path / "other.jsonl", tiny_model, records(), Pages)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("decision", "score", "zz"),
+        ("decision", "score", [1]),
+        ("decision", "position", None),
+        ("batch", "rows", 3),
+        ("batch", "prompts", []),
+        ("answer", "ids", "12"),
+        ("header", "model", {}),
+        ("header", "arm", "agent"),
+        ("header", "threads", "two"),
+        ("header", "kind", "foo"),
+    ],
+)
+def test_an_entry_of_another_shape_is_named_by_its_line(tiny_model, tmp_path, kind, field, value):
+    log = tmp_path / "decisions.jsonl"
+    gate = gate_for(tiny_model, final())
+    run_arm(
+        tiny_model,
+        records(),
+        ARMS["prefix"](gate),
+        Pages,
+        max_turns=1,
+        max_new_tokens=2,
+        journal=tmp_path / "generations.jsonl",
+    )
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    number = next(i for i, row in enumerate(rows, 1) if row["kind"] == kind)
+    rows[number - 1][field] = value
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"decisions.jsonl:{number}: not an entry") as error:
+        replay(log, tiny_model, records(), Pages)
+    assert "restore the file" in str(error.value)

@@ -22,6 +22,8 @@ from pingscope.experiments.studies.study import run_study
 from pingscope.experiments.tasks.records import write_records
 from pingscope.interp.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "organism": {"recipe": "tiny"},
     "tasks": {"n_validation": 8, "n_test": 8, "n_probe": 16},

@@ -19,6 +19,8 @@ from pingscope.interp.model.selection import final
 from pingscope.probes import LayerProbes
 from pingscope.steering.injection import Arm
 
+pytestmark = pytest.mark.slow
+
 WORDS = "buy laptop friend invoice office notes page inbox click link list items".split()
 ARMS = [
     Arm("base", "base"),

@@ -14,6 +14,8 @@ from pingscope.interp.backends.parity import run_parity, sample_prompts, sliding
 from pingscope.interp.model.check import distance
 from pingscope.interp.model.selection import parse
 
+pytestmark = pytest.mark.slow
+
 WORDS = "Buy the laptop for my friend and send the invoice to the office"
 
 

@@ -12,6 +12,8 @@ from pingscope.interp.generate.generation import generate
 from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.model.selection import final, parse
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(family: str = "llama") -> HookedModel:
     tokenizer = train_tokenizer()

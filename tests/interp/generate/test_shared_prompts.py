@@ -11,6 +11,8 @@ from pingscope.interp.generate.cascade import attend
 from pingscope.interp.generate.generation import generate
 from pingscope.interp.generate.shared_prompts import SharedPrefill, shared_length
 
+pytestmark = pytest.mark.slow
+
 PREFIXES = (
     "# Note: this",
     "# Note: think first, then",
