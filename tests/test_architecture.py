@@ -63,3 +63,19 @@ def test_no_file_imports_itself_in_a_circle() -> None:
 
     for name in graph:
         walk(name, ())
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    """60 lines of code; what a docstring says about shapes and errors is not counted."""
+
+    def lines(function: ast.FunctionDef) -> int:
+        said = ast.get_docstring(function, clean=False)
+        return (function.end_lineno or 0) - function.lineno + 1 - (said.count("\n") + 1 if said else 0)
+
+    too_long = [
+        f"{path.relative_to(ROOT)}: {node.name}, {lines(node)} lines"
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and lines(node) > 60
+    ]
+    assert not too_long

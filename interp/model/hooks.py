@@ -8,7 +8,7 @@ the clock. So an edit lands on the same tokens with and without a KV cache, in c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -259,22 +259,45 @@ def edit(
         yield []
         return
     check_edits(model, edits, rows, new_tokens)
-    edits = [e.bind(rows) for e in edits]
-    conditions = list({id(c): c for c in (*(e.when for e in edits), *watched) if c is not None}.values())
-    watches = {id(condition): condition.watch(rows) for condition in conditions}
-    clock = Clock(model.base, rows, {e.where for e in edits} | {c.where for c in conditions})
-    expected = [sum(map(sum, (e.where.mask(row) for row in rows))) for e in edits]
-    touched = [0] * len(edits)
+    bound = [e.bind(rows) for e in edits]
+    conditions = list({id(c): c for c in (*(e.when for e in bound), *watched) if c is not None}.values())
+    at_work = _AtWork(
+        clock=Clock(model.base, rows, {e.where for e in bound} | {c.where for c in conditions}),
+        edits=bound,
+        watches={id(condition): condition.watch(rows) for condition in conditions},
+        touched=[0] * len(bound),
+    )
     handles: list[Handle] = []
+    try:
+        handles.append(model.base.register_forward_pre_hook(at_work.clock.read, with_kwargs=True))
+        for condition in conditions:  # before the edits: a gate reads its layer as it was
+            handles.append(model.on_residual(condition.layer, partial(at_work.read, condition)))
+        for number, e in enumerate(bound):
+            handles.append(on_part(model, e.layer, e.part, partial(at_work.apply, number)))
+        yield [at_work.watches[id(condition)] for condition in watched]
+        at_work.check_complete(rows)
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    def read(condition: Condition, x: Tensor) -> None:
-        index, _ = clock.selected(condition.where)
+
+@dataclass(frozen=True)
+class _AtWork:
+    """What the hooks of one block share: where the forward pass is, and what was done so far."""
+
+    clock: Clock
+    edits: Sequence[Edit]
+    watches: Mapping[int, Watch]  # by the identity of their condition
+    touched: list[int]  # prompt positions by edit
+
+    def read(self, condition: Condition, x: Tensor) -> None:
+        index, _ = self.clock.selected(condition.where)
         if len(index[0]):
             here = tuple(i.to(x.device) for i in index)
-            watches[id(condition)].see(index[0], clock.positions[index], x[here])
+            self.watches[id(condition)].see(index[0], self.clock.positions[index], x[here])
 
-    def apply(number: int, given: Tensor) -> Tensor | None:
-        e = edits[number]
+    def apply(self, number: int, given: Tensor) -> Tensor | None:
+        e, clock = self.edits[number], self.clock
         x = given if given.ndim == 3 else given.reshape(*clock.shape, -1)  # some write (batch * pos, d_model)
         if x.shape[:2] != clock.shape:
             raise UserError(
@@ -284,9 +307,9 @@ def edit(
         index, in_prompt = clock.selected(e.where)
         if not len(index[0]):
             return None
-        touched[number] += in_prompt
+        self.touched[number] += in_prompt
         if e.when is not None:
-            acting = watches[id(e.when)].open(index[0], clock.positions[index]).to(index[0].device)
+            acting = self.watches[id(e.when)].open(index[0], clock.positions[index]).to(index[0].device)
             if not acting.any():
                 return None
             index = tuple(i[acting] for i in index)
@@ -297,22 +320,15 @@ def edit(
             raise UserError(f"edit at layer {e.layer}: fn returned shape {tuple(new.shape)}, not {tuple(old.shape)}")
         return x.index_put(index, new.to(x)).reshape(given.shape)
 
-    try:
-        handles.append(model.base.register_forward_pre_hook(clock.read, with_kwargs=True))
-        for condition in conditions:  # before the edits: a gate reads its layer as it was
-            handles.append(model.on_residual(condition.layer, partial(read, condition)))
-        for number, e in enumerate(edits):
-            handles.append(on_part(model, e.layer, e.part, partial(apply, number)))
-        yield [watches[id(condition)] for condition in watched]
-        for e, done, wanted in zip(edits, touched, expected, strict=True):
-            if clock.ticks and done < wanted:
+    def check_complete(self, rows: Sequence[Rendered]) -> None:
+        """Every selected prompt position was edited; a cache filled beforehand would have hidden some."""
+        for e, done in zip(self.edits, self.touched, strict=True):
+            wanted = sum(map(sum, (e.where.mask(row) for row in rows)))
+            if self.clock.ticks and done < wanted:
                 raise UserError(
                     f"edit at layer {e.layer}: applied to {done} of {wanted} tokens of the prompts; "
                     "run the whole prompt inside the block, without a cache filled before"
                 )
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pingscope.experiments.agents.rollout import MakeEnvironment, run_episodes
+from pingscope.experiments.agents.rollout import Episode, MakeEnvironment, run_episodes
 from pingscope.experiments.studies.mechanism.decision import log_odds_of, refusal_log_odds, refusal_tokens
 from pingscope.experiments.studies.tracking.prompts import group_ids, plain
 from pingscope.experiments.tasks.records import Record
@@ -29,6 +29,7 @@ from pingscope.interp.causal.patching import (
     estimate_effects,
     patch_components,
 )
+from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.model.hooked import HookedModel
@@ -198,10 +199,9 @@ def restoration_study(
     if not train or not any(task.category == family and task.label == "harmful" for task in test):
         raise UserError(f"restoration: no harmful validation task outside, or no test task inside, family {family!r}")
     ids = refusal_tokens(base, refusals)
-    donor, prompts = Donor(base), PromptCache(agent)
+    pair = _Pair(base, agent, ids, Donor(base), PromptCache(agent), make_env, max_turns, max_new_tokens, seed)
     rows = [agent.render(task.prompt()) for task in train]
-    own = refusal_log_odds(agent, rows, ids)
-    theirs = refusal_log_odds(base, rows, ids)
+    own, theirs = pair.log_odds(rows), refusal_log_odds(base, rows, ids)
     everything = all_components(agent)
     if not (theirs > 0).sum() > (own > 0).sum() or theirs.mean() <= own.mean():
         raise UserError(
@@ -210,21 +210,17 @@ def restoration_study(
 
     def restored(components: Sequence[Component]) -> Restored:
         progress(1)
-        now = refusal_log_odds(agent, rows, ids, patch_components(donor, components, final()), prompts)
+        now = pair.log_odds(rows, components)
         decided = [float((values > 0).mean()) for values in (now, own, theirs)]
         return Restored(
             float((now - own).mean() / (theirs - own).mean()), (decided[0] - decided[1]) / (decided[2] - decided[1])
         )
 
-    effects = estimate_effects(agent, donor, rows, final(), log_odds_of(ids))
+    effects = estimate_effects(agent, pair.donor, rows, final(), log_odds_of(ids))
     ranked = sorted(everything, key=lambda component: (-effects[component].mean(), component))
     ceiling = restored(everything)
     passes_before = 5  # base, agent, the ranking's forward and backward, the ceiling
     found = smallest_set(ranked, restored, budget=budget - passes_before)
-
-    def report(tasks: Sequence[Record]) -> dict[str, Any]:
-        return _report(models, tasks, found.chosen, make_env, ids, max_turns, max_new_tokens, seed)
-
     return plain(
         {
             "family": family,
@@ -237,70 +233,88 @@ def restoration_study(
             "share": len(found.chosen) / len(everything),
             "forward_passes": found.passes + passes_before,
             "target": TARGET,
-            "held_out": report([task for task in test if task.category == family]),
-            "seen": report([task for task in test if task.category != family]),
+            "held_out": _report(pair, [task for task in test if task.category == family], found.chosen),
+            "seen": _report(pair, [task for task in test if task.category != family], found.chosen),
         }
     )
 
 
-def _report(
-    models: Mapping[str, HookedModel],
-    tasks: Sequence[Record],
-    chosen: Sequence[Component],
-    make_env: MakeEnvironment,
-    ids: Sequence[int],
-    max_turns: int,
-    max_new_tokens: int,
-    seed: int,
-) -> dict[str, Any]:
-    base, agent = models["base"], models["agent"]
-    donor, prompts = Donor(base), PromptCache(agent)
+@dataclass(frozen=True)
+class _Pair:
+    """Base and agent, and how the agent's components are given the base's activations at the final token."""
+
+    base: HookedModel
+    agent: HookedModel
+    ids: Sequence[int]  # refusal tokens
+    donor: Donor
+    prompts: PromptCache  # of the agent
+    make_env: MakeEnvironment
+    max_turns: int
+    max_new_tokens: int
+    seed: int
+
+    def log_odds(self, rows: Sequence[Rendered], components: Sequence[Component] | None = None) -> np.ndarray:
+        """The agent's refusal log-odds; with ``components``, those patched."""
+        if components is None:
+            return refusal_log_odds(self.agent, rows, self.ids)
+        return refusal_log_odds(self.agent, rows, self.ids, self._patches(components), self.prompts)
+
+    def patched(self, name: str, components: Sequence[Component]) -> Arm:
+        return steered(name, self._patches(components))
+
+    def refused(self, model: HookedModel, tasks: Sequence[Record], arm: Arm) -> list[float]:
+        ran = self._episodes(model, tasks, arm, max_turns=1)
+        return [float(episode.outcome() == "refused") for episode in ran]
+
+    def done(self, tasks: Sequence[Record], arm: Arm) -> list[float | None]:
+        ran = self._episodes(self.agent, tasks, arm, max_turns=self.max_turns)
+        return [None if e.success is None else float(e.success and e.outcome() != "refused") for e in ran]
+
+    def _episodes(self, model: HookedModel, tasks: Sequence[Record], arm: Arm, max_turns: int) -> list[Episode]:
+        kept = self.prompts if model is self.agent else None
+        options: dict[str, Any] = {"max_turns": max_turns, "max_new_tokens": self.max_new_tokens, "prompts": kept}
+        return run_episodes(model, tasks, self.make_env, arm, **options)
+
+    def _patches(self, components: Sequence[Component]) -> Any:
+        return patch_components(self.donor, components, final())
+
+
+def _report(pair: _Pair, tasks: Sequence[Record], chosen: Sequence[Component]) -> dict[str, Any]:
+    """What the chosen set restores and costs on ``tasks``, and what random sets of its size restore."""
+    base, agent, seed = pair.base, pair.agent, pair.seed
+    pair = replace(pair, donor=Donor(base), prompts=PromptCache(agent))  # of these prompts alone
     harmful = [task for task in tasks if task.label == "harmful"]
     benign = [task for task in tasks if task.label == "benign"]
     rows, groups = [agent.render(task.prompt()) for task in harmful], group_ids(harmful)
-    own = refusal_log_odds(agent, rows, ids)
-    lost = refusal_log_odds(base, rows, ids) - own
+    own = pair.log_odds(rows)
+    lost = refusal_log_odds(base, rows, pair.ids) - own
 
     def restored(components: Sequence[Component]) -> Estimate:
-        edits = patch_components(donor, components, final())
-        return ratio(refusal_log_odds(agent, rows, ids, edits, prompts) - own, lost, groups=groups, seed=seed)
+        return ratio(pair.log_odds(rows, components) - own, lost, groups=groups, seed=seed)
 
-    def refused(model: HookedModel, arm: Arm) -> list[float]:
-        kept = prompts if model is agent else None
-        ran = run_episodes(model, harmful, make_env, arm, max_turns=1, max_new_tokens=max_new_tokens, prompts=kept)
-        return [float(episode.outcome() == "refused") for episode in ran]
-
-    def done(arm: Arm) -> list[float | None]:
-        ran = run_episodes(
-            agent, benign, make_env, arm, max_turns=max_turns, max_new_tokens=max_new_tokens, prompts=prompts
-        )
-        return [None if e.success is None else float(e.success and e.outcome() != "refused") for e in ran]
-
-    patched = steered("patched", patch_components(donor, chosen, final()))
+    patched = pair.patched("patched", chosen)
     by_model = {
-        "base": refused(base, Arm("base", "base")),
-        "agent": refused(agent, Arm("agent")),
-        "patched": refused(agent, patched),
+        "base": pair.refused(base, harmful, Arm("base", "base")),
+        "agent": pair.refused(agent, harmful, Arm("agent")),
+        "patched": pair.refused(agent, harmful, patched),
     }
     gone = np.subtract(by_model["base"], by_model["agent"])
-    back = np.subtract(by_model["patched"], by_model["agent"])
-    success = {"agent": done(Arm("agent")), "patched": done(patched)}
+    success = {"agent": pair.done(benign, Arm("agent")), "patched": pair.done(benign, patched)}
+
+    def refusal_restored(refused: Sequence[float]) -> Estimate:
+        return ratio(np.subtract(refused, by_model["agent"]), gone, groups=groups, seed=seed)
+
     rng = random.Random(seed)
     sets = [rng.sample(all_components(agent), len(chosen)) for _ in range(RANDOM_SETS)]
     judged = [
-        ratio(
-            np.subtract(refused(agent, steered("random", patch_components(donor, picked, final()))), by_model["agent"]),
-            gone,
-            groups=groups,
-            seed=seed,
-        )
+        refusal_restored(pair.refused(agent, harmful, pair.patched("random", picked)))
         for picked in sets[:RANDOM_JUDGED]
     ]
     values = [restored(picked).value for picked in sets]
     return {
         "restored": restored(chosen),
         "ceiling": restored(all_components(agent)),
-        "refusal_restored": ratio(back, gone, groups=groups, seed=seed),
+        "refusal_restored": refusal_restored(by_model["patched"]),
         "refusal_rate": {name: rate(flags) for name, flags in by_model.items()},
         "success_rate": {name: rate(flags) for name, flags in success.items()},
         "cost": paired_difference(success["agent"], success["patched"], seed=seed),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def patching_study(
     labels = np.array([task.label for task in tasks])
     layers = [EMBED, *shown_layers(range(models["base"].n_layers))]
     where = places(rows["base"])
-    groups = group_ids(tasks)
+    study = _Patching(models, rows, before, ids, labels, group_ids(tasks), seed)
     maps: dict[str, Any] = {}
     outcome: dict[str, Any] = {}
     for direction, (giver, taker) in DIRECTIONS.items():
@@ -80,33 +81,18 @@ def patching_study(
         maps[direction] = {label: {layer_key(layer): {} for layer in layers} for label in LABELS}
         for layer in layers:
             for name, selection in where.items():
-                moved = [
-                    refusal_log_odds(
-                        models[taker], rows[taker], ids, [Patch(layer=layer, where=selection, donor=donor)], prompts
-                    )
-                    - before[taker]
-                    for donor in (same, foreign, neutral)
-                ]
-                for label in LABELS:
-                    own = labels == label
-                    mine = None if groups is None else np.asarray(groups)[own]
-                    gap = (before[giver] - before[taker])[own]
-                    maps[direction][label][layer_key(layer)][name] = {
-                        "moved": mean(moved[0][own], groups=mine, seed=seed),
-                        "share": ratio(moved[0][own], gap, groups=mine, seed=seed),
-                        "control": ratio(moved[1][own], gap, groups=mine, seed=seed),
-                        "neutral": ratio(moved[2][own], gap, groups=mine, seed=seed),
-                    }
+                patches = [Patch(layer=layer, where=selection, donor=donor) for donor in (same, foreign, neutral)]
+                for label, cell in study.cells(giver, taker, patches, prompts).items():
+                    maps[direction][label][layer_key(layer)][name] = cell
                 progress(1)
         for label in LABELS:
             _control_finds(maps[direction][label])
         if judged:
             sources = (same, foreign) if direction == "denoise" else (same,)
+            first = _first(tasks, judged)
             outcome[direction] = {
                 layer_key(layer): {
-                    name: _judged(
-                        models[taker], _first(tasks, judged), sources, layer, where[name], max_new_tokens, prompts
-                    )
+                    name: _judged(models[taker], first, sources, layer, where[name], max_new_tokens, prompts)
                     for name in JUDGED
                     if name in where
                 }
@@ -118,6 +104,38 @@ def patching_study(
     n = {label: int((labels == label).sum()) for label in LABELS}
     measure = "log-odds that the answer begins with a refusal"
     return plain({"measure": measure, "n": n, "reference": reference, "maps": maps, "outcome": outcome})
+
+
+@dataclass(frozen=True)
+class _Patching:
+    """The prompts of one study through both models, and their unpatched log-odds."""
+
+    models: Mapping[str, HookedModel]
+    rows: Mapping[str, Sequence[Rendered]]
+    before: Mapping[str, np.ndarray]
+    ids: Sequence[int]
+    labels: np.ndarray
+    groups: Sequence[str] | None
+    seed: int
+
+    def cells(self, giver: str, taker: str, patches: Sequence[Patch], prompts: PromptCache) -> dict[str, Any]:
+        """One place of the maps, by label: patches from the same prompts, from other prompts, and a neutral one."""
+        moved = [
+            refusal_log_odds(self.models[taker], self.rows[taker], self.ids, [patch], prompts) - self.before[taker]
+            for patch in patches
+        ]
+        cells = {}
+        for label in LABELS:
+            own = self.labels == label
+            options: dict[str, Any] = {
+                "groups": None if self.groups is None else np.asarray(self.groups)[own],
+                "seed": self.seed,
+            }
+            gap = (self.before[giver] - self.before[taker])[own]
+            shares = [ratio(one[own], gap, **options) for one in moved]
+            names = ("share", "control", "neutral")
+            cells[label] = {"moved": mean(moved[0][own], **options)} | dict(zip(names, shares, strict=True))
+        return cells
 
 
 def donors(model: HookedModel, rows: Sequence[Rendered], labels: np.ndarray, seed: int) -> tuple[Donor, Donor]:

@@ -176,6 +176,16 @@ def test_full_disk_is_one_line_and_keeps_what_is_there(pingscope, checkpoint, pr
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
+def drifted(model: Path, folder: Path) -> Path:
+    """Another checkpoint of the same architecture, as fine-tuning makes one."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.manual_seed(1)
+    moved = {name: weight + 0.01 * torch.randn_like(weight) for name, weight in weights.items()}
+    save_file(moved, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_walk_from_prompts_to_report(family, pingscope, checkpoint, prompts, tmp_path):
     """cache → probe → track → steer → inject → search on random checkpoints of three families."""
@@ -183,11 +193,16 @@ def test_the_walk_from_prompts_to_report(family, pingscope, checkpoint, prompts,
     store, probes = tmp_path / "store", tmp_path / "probes"
     quick = ("--max-new-tokens", 4, "--max-turns", 1)
     assert pingscope("cache", "--model", model, "--prompts", "organism:chat", "--limit", 20, "--out", store)[0] == 0
-    code, out, _ = pingscope("probe", "--store", store, "--out", probes, "--other", store)
+    code, _, said = pingscope("probe", "--store", store, "--out", probes, "--other", store)
+    assert code == 2 and "is of the same model" in said
+    tuned, other = drifted(model, tmp_path / "tuned"), tmp_path / "other"
+    assert pingscope("cache", "--model", tuned, "--prompts", "organism:chat", "--limit", 20, "--out", other)[0] == 0
+    code, out, _ = pingscope("probe", "--store", store, "--out", probes, "--other", other)
     assert code == 0 and "shuffled_auroc" in out and "words_auroc" in out and "converged" in out
     evaluation = json.loads((probes / "evaluation.json").read_text())
     row = evaluation["layers"]["0"]
-    assert row["C"] in (0.001, 0.01, 0.1, 1.0) and row["transfer_back_auroc"] == row["transfer_auroc"] == row["auroc"]
+    assert row["C"] in (0.001, 0.01, 0.1, 1.0)
+    assert all(0 <= row[way]["value"] <= 1 for way in ("transfer_auroc", "transfer_back_auroc"))
     track = ("track", "--model", model, "--probes", probes, "--prompts", prompts, "--prefix", "# Note: safe?\n")
     code, out, _ = pingscope(*track, "--out", tmp_path / "track")
     assert code == 0 and "instruction" in out
