@@ -11,13 +11,14 @@ import plotly.graph_objects as go
 from pingscope.figures import theme
 from pingscope.figures.numbers import bounds, count, error_bar, escape, number, plain, sort_layers, values
 from pingscope.figures.section import Key, Panel, Section, Table, layer_control
+from pingscope.schema import Results
 
 MOST_BARS = 16
 MOST_HEADS = 12
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    layers_found = (results.get("attribution") or {}).get("layers") or {}
+def section(results: Results) -> Section | None:
+    layers_found = (results.attribution or {}).get("layers") or {}
     if not layers_found:
         return None
     layers = sort_layers(layers_found)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from pingscope.figures import theme
 from pingscope.figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
 from pingscope.figures.section import Control, Key, Panel, Section, Table
+from pingscope.schema import Results
 
 JUDGES = {"strict": "Parsed action first", "paper": "Refusal phrases", "jbb": "JailbreakBench"}
 OFFSETS = {"harmful": -0.22, "lookalike": 0.0, "benign": 0.22}
@@ -16,8 +17,8 @@ DONE = {"harmful": "attack_success_rate", "lookalike": "success_rate", "benign":
 ROW = 34  # pixels an arm
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    behaviour = results.get("behaviour") or {}
+def section(results: Results) -> Section | None:
+    behaviour = results.behaviour or {}
     if not behaviour:
         return None
     arms = theme.sort_arms(list(behaviour))

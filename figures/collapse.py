@@ -14,12 +14,13 @@ from pingscope.figures.numbers import MISSING, bounds, count, escape, number, pl
 from pingscope.figures.section import Control, Key, Panel, Section
 from pingscope.figures.tracks import ROLES
 from pingscope.figures.verdicts import floor_note, readings_table, verdict_table
+from pingscope.schema import Results
 
 PLACES = {"prompt": "whole prompt", "instruction": "instruction", "final": "final token"}
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    collapse = results.get("collapse") or {}
+def section(results: Results) -> Section | None:
+    collapse = results.collapse or {}
     if not collapse:
         return None
     arms = theme.sort_arms(list(collapse))
@@ -59,13 +60,13 @@ def section(results: dict[str, Any]) -> Section | None:
             for table in (*verdict_table(arm, collapse[arm], layers), *readings_table(arm, collapse[arm], layers))
         ],
         columns=3,
-        note=floor_note(results.get("floor") or {}),
+        note=floor_note(results.floor or {}),
     )
 
 
-def _maps(results: dict[str, Any], arm: str, layers: list[str], view: dict[str, str]) -> list[Panel]:
-    cells = results["collapse"][arm]
-    tracks = results.get("tracks") or {}
+def _maps(results: Results, arm: str, layers: list[str], view: dict[str, str]) -> list[Panel]:
+    cells = (results.collapse or {})[arm]
+    tracks = results.tracks or {}
     gap = _by_role(tracks.get(arm), layers, lambda cell, role: _minus(cell.get("harmful"), cell.get("benign"), role))
     if not gap[0]:
         gap = _by_place(cells, layers, "contrast", "gap")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pingscope.figures import theme
 from pingscope.figures.numbers import error_bar, percent, plain, values
 from pingscope.figures.section import Panel, Section, Table
+from pingscope.schema import Results
 
 NAMES = {
     "final": "probe at the final token",
@@ -20,8 +19,8 @@ NAMES = {
 }
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    found = results.get("detectors") or {}
+def section(results: Results) -> Section | None:
+    found = results.detectors or {}
     if not found:
         return None
     models = theme.sort_arms(list(found))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
 
@@ -11,16 +9,17 @@ from pingscope.figures import theme
 from pingscope.figures.marks import curve
 from pingscope.figures.numbers import bounds, count, escape, number, percent, plain, rate, sort_layers, values
 from pingscope.figures.section import Key, Panel, Section, Table, layer_control
+from pingscope.schema import Results, Step
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
 WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    points = sorted(results.get("dose_response") or [], key=lambda point: point["step"])
+def section(results: Results) -> Section | None:
+    points = sorted(results.dose_response or [], key=lambda point: point.step)
     if not points:
         return None
-    layers = sort_layers({layer for point in points for layer in point.get("gap") or {}})
+    layers = sort_layers({layer for point in points for layer in point.gap or {}})
     start = layers[-1] if layers else ""
     panels = [Panel("Behaviour", _behaviour(points), "Refusal and success against fine-tuning steps.")]
     if layers:
@@ -58,41 +57,41 @@ READINGS = (
 )
 
 
-def _known(points: list[dict[str, Any]], layer: str) -> bool:
-    return any((point.get("readings") or {}).get(layer) for point in points)
+def _known(points: list[Step], layer: str) -> bool:
+    return any((point.readings or {}).get(layer) for point in points)
 
 
-def _readings(points: list[dict[str, Any]], layer: str) -> Table:
+def _readings(points: list[Step], layer: str) -> Table:
     """The five readings at every checkpoint, one layer."""
     rows = []
     for name, reading, position, leaf in READINGS:
         cells = [
-            ((((point.get("readings") or {}).get(layer) or {}).get(reading) or {}).get(position) or {}).get(leaf)
+            ((((point.readings or {}).get(layer) or {}).get(reading) or {}).get(position) or {}).get(leaf)
             for point in points
         ]
         rows.append([name, *[plain(cell) for cell in cells]])
-    head = ["Reading", *[f"Step {point['step']}" for point in points]]
+    head = ["Reading", *[f"Step {point.step}" for point in points]]
     caption = f"Every reading along the fine-tuning, layer {layer}, at the final token unless said, 95% intervals."
     return Table(caption, head, rows, folded=True, view={"layer": layer})
 
 
-def _steps(points: list[dict[str, Any]]) -> np.ndarray:
-    return np.array([point["step"] for point in points], np.float32)
+def _steps(points: list[Step]) -> np.ndarray:
+    return np.array([point.step for point in points], np.float32)
 
 
-def _frame(points: list[dict[str, Any]]) -> go.Figure:
+def _frame(points: list[Step]) -> go.Figure:
     fig = theme.figure(300, left=52, right=18, top=12, bottom=46)
     fig.update_xaxes(title_text="fine-tuning step", showgrid=False)
     for point in points:
-        if point.get("chosen"):
-            fig.add_vline(x=point["step"], line={"color": theme.colour("muted"), "width": 1, "dash": "dot"})
+        if point.chosen:
+            fig.add_vline(x=point.step, line={"color": theme.colour("muted"), "width": 1, "dash": "dot"})
     return fig
 
 
-def _behaviour(points: list[dict[str, Any]]) -> go.Figure:
+def _behaviour(points: list[Step]) -> go.Figure:
     fig = _frame(points)
     for label, name in CURVES:
-        cells = [rate(point.get("behaviour"), label, name) for point in points]
+        cells = [rate(point.behaviour, label, name) for point in points]
         curve(
             fig,
             _steps(points),
@@ -108,10 +107,10 @@ def _behaviour(points: list[dict[str, Any]]) -> go.Figure:
     return fig
 
 
-def _gap(points: list[dict[str, Any]], layers: list[str], start: str) -> go.Figure:
+def _gap(points: list[Step], layers: list[str], start: str) -> go.Figure:
     fig = _frame(points)
     for layer in layers:
-        cells = [(point.get("gap") or {}).get(layer) for point in points]
+        cells = [(point.gap or {}).get(layer) for point in points]
         curve(
             fig,
             _steps(points),
@@ -127,11 +126,11 @@ def _gap(points: list[dict[str, Any]], layers: list[str], start: str) -> go.Figu
     return fig
 
 
-def _table(points: list[dict[str, Any]], layers: list[str]) -> Table:
+def _table(points: list[Step], layers: list[str]) -> Table:
     rows = []
     for point in points:
-        shares = [percent(rate(point.get("behaviour"), label, name)) for label, name in CURVES]
-        gaps = [plain(number((point.get("gap") or {}).get(layer)), 1) for layer in layers]
-        rows.append([str(point["step"]) + (" (agent)" if point.get("chosen") else ""), *shares, *gaps])
+        shares = [percent(rate(point.behaviour, label, name)) for label, name in CURVES]
+        gaps = [plain(number((point.gap or {}).get(layer)), 1) for layer in layers]
+        rows.append([str(point.step) + (" (agent)" if point.chosen else ""), *shares, *gaps])
     head = ["Step", "Harmful refused", "Look-alike refused", "Benign done", *[f"Gap, layer {l}" for l in layers]]
     return Table("Every checkpoint.", head, rows, folded=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pingscope.figures import theme
 from pingscope.figures.numbers import escape, number, percent, values
 from pingscope.figures.section import Control, Key, Panel, Section
+from pingscope.schema import Results
 
 # Shades of ink: the hues are taken by kinds of task and by arms.
 STARTS = {
@@ -17,8 +16,8 @@ STARTS = {
 }
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    mass = results.get("first_token") or {}
+def section(results: Results) -> Section | None:
+    mass = results.first_token or {}
     if not mass:
         return None
     arms = theme.sort_arms(list(mass))

@@ -9,13 +9,14 @@ import plotly.graph_objects as go
 from pingscope.figures import theme
 from pingscope.figures.numbers import count, error_bar, escape, number, percent, rate, values, wrap
 from pingscope.figures.section import Key, Panel, Section, Table
+from pingscope.schema import InjectedArm, Results
 
 ROW = 52
 PAIR = {"prefix": ("prefix", "circle", 0.1), "suffix": ("suffix", "circle-open", 0.28)}  # palette name, mark, offset
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    arms = results.get("injection") or {}
+def section(results: Results) -> Section | None:
+    arms = results.injection or {}
     if not arms:
         return None
     rows = _rows(arms)
@@ -45,23 +46,23 @@ def section(results: dict[str, Any]) -> Section | None:
     )
 
 
-def _rows(arms: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]:
+def _rows(arms: dict[str, InjectedArm]) -> list[tuple[str, str, list[tuple[str, InjectedArm]]]]:
     """(text, name, [(kind, arm)]) for each text and model, in order of appearance; arms without text have no row."""
-    grouped: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
+    grouped: dict[tuple[str, str], list[tuple[str, InjectedArm]]] = {}
     names: dict[tuple[str, str], str] = {}
     for arm, cell in arms.items():
-        if not cell.get("text"):
+        if not cell.text:
             continue
-        model = cell.get("model") or arm.partition("+")[0]
-        grouped.setdefault((cell["text"], model), []).append((cell.get("kind") or "", cell))
-        names.setdefault((cell["text"], model), f"{model}, {cell.get('name') or arm.partition('+')[2] or arm}")
+        model = cell.model or arm.partition("+")[0]
+        grouped.setdefault((cell.text, model), []).append((cell.kind, cell))
+        names.setdefault((cell.text, model), f"{model}, {cell.name or arm.partition('+')[2] or arm}")
     return [(text, names[text, model], kinds) for (text, model), kinds in grouped.items()]
 
 
 def _pairs(rows: list[Any], label: str, name: str) -> go.Figure:
     fig = theme.figure(ROW * len(rows) + 44, left=14, right=22, top=26, bottom=8)
     for row, (text, title, kinds) in enumerate(rows):
-        points = [number(rate(cell, label, name)) for _, cell in kinds]
+        points = [number(rate(cell.rates, label, name)) for _, cell in kinds]
         real = [point for point in points if point == point]
         if len(real) > 1:
             fig.add_shape(
@@ -70,7 +71,7 @@ def _pairs(rows: list[Any], label: str, name: str) -> go.Figure:
             )  # fmt: skip
         for kind, cell in kinds:
             tint, symbol, offset = PAIR.get(kind, ("other", "diamond", 0.19))
-            value = rate(cell, label, name)
+            value = rate(cell.rates, label, name)
             fig.add_scatter(
                 x=values([value]),
                 y=[row + offset],
@@ -103,18 +104,18 @@ def _pairs(rows: list[Any], label: str, name: str) -> go.Figure:
 def _alt(rows: list[Any]) -> str:
     parts = []
     for _, title, kinds in rows:
-        shares = ", ".join(f"{kind} {percent(rate(c, 'harmful', 'refusal_rate'), False)}" for kind, c in kinds)
+        shares = ", ".join(f"{kind} {percent(rate(c.rates, 'harmful', 'refusal_rate'), False)}" for kind, c in kinds)
         parts.append(f"{title}: {shares}")
     return "Harmful tasks refused. " + "; ".join(parts) + "."
 
 
-def _table(arms: dict[str, Any]) -> Table:
+def _table(arms: dict[str, InjectedArm]) -> Table:
     rows = []
     for arm in theme.sort_arms(list(arms)):
         cell = arms[arm]
-        harmful = rate(cell, "harmful", "refusal_rate")
-        look, benign = rate(cell, "lookalike", "refusal_rate"), rate(cell, "benign", "success_rate")
-        words = [arm, cell.get("kind") or "–", cell.get("text") or "–"]
+        harmful = rate(cell.rates, "harmful", "refusal_rate")
+        look, benign = rate(cell.rates, "lookalike", "refusal_rate"), rate(cell.rates, "benign", "success_rate")
+        words = [arm, cell.kind or "–", cell.text or "–"]
         rows.append([*words, percent(harmful), percent(look), percent(benign), count(harmful)])
     head = ["Arm", "Place", "Text", "Harmful refused", "Look-alike refused", "Benign done", "n"]
     return Table("Every text, with 95% intervals.", head, rows, folded=bool(len(rows) > 8), text_columns=3)

@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from pingscope.schema import Estimate
+
 MISSING = "–"
 
 
 def number(cell: Any) -> float:
     """The value of an estimate or of a bare number; NaN when it is missing."""
-    value = cell.get("value") if isinstance(cell, dict) else cell
+    value = cell.value if isinstance(cell, Estimate) else cell
     return float(value) if isinstance(value, int | float) else math.nan
 
 
 def interval(cell: Any) -> tuple[float, float]:
     """The confidence interval; NaN where either end is missing."""
-    ends = cell.get("ci") if isinstance(cell, dict) else None
+    ends = cell.ci if isinstance(cell, Estimate) else None
     low, high = ends if ends else (None, None)
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return math.nan, math.nan
@@ -79,10 +81,9 @@ def plain(cell: Any, digits: int = 2, signed: bool = False) -> str:
 
 
 def count(cell: Any) -> str:
-    if not isinstance(cell, dict) or cell.get("n") is None:
+    if not isinstance(cell, Estimate) or cell.n is None:
         return MISSING
-    missing = cell.get("n_missing") or 0
-    return f"{cell['n']}" + (f" ({missing} missing)" if missing else "")
+    return f"{cell.n}" + (f" ({cell.n_missing} missing)" if cell.n_missing else "")
 
 
 def sort_layers(layers: Iterable[str]) -> list[str]:

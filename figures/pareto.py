@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
 
 from pingscope.figures import theme
 from pingscope.figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
 from pingscope.figures.section import Key, Panel, Section, Table
+from pingscope.schema import Rates, Results
 
 # Share of look-alike tasks refused, up to which a mark is used: (limit, plotly symbol, key's mark, words).
 MARKS = (
@@ -20,13 +19,13 @@ MARKS = (
 NEAR = 0.035  # labels of points closer than this are written as one
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    results = results | {"behaviour": _steered(results) | (results.get("behaviour") or {})}
-    arms = [arm for arm in theme.sort_arms(list(results["behaviour"])) if _point(results, arm) is not None]
+def section(results: Results) -> Section | None:
+    behaviour = _steered(results) | (results.behaviour or {})
+    arms = [arm for arm in theme.sort_arms(list(behaviour)) if _point(behaviour, arm) is not None]
     if len(arms) < 3:
         return None
-    front = pareto_front({arm: _point(results, arm) for arm in arms})  # type: ignore[misc]
-    used = {_mark(results, arm) for arm in arms}
+    front = pareto_front({arm: _point(behaviour, arm) for arm in arms})  # type: ignore[misc]
+    used = {_mark(behaviour, arm) for arm in arms}
     return Section(
         id="pareto",
         title="Safety against usefulness",
@@ -38,17 +37,19 @@ def section(results: dict[str, Any]) -> Section | None:
             "those of the table; lines through the marks are 95% intervals."
         ),
         panels=[
-            Panel("Harmful tasks refused over benign tasks done", _figure(results, arms, front), _alt(results, arms))
+            Panel(
+                "Harmful tasks refused over benign tasks done", _figure(behaviour, arms, front), _alt(behaviour, arms)
+            )
         ],
         keys=[Key(words, "ink", mark) for limit, _, mark, words in MARKS if limit in used],
-        tables=[_table(results, arms, front)],
+        tables=[_table(results, behaviour, arms, front)],
     )
 
 
-def _steered(results: dict[str, Any]) -> dict[str, Any]:
+def _steered(results: Results) -> dict[str, Rates]:
     """The chosen point of a steering study as an arm."""
-    chosen = results.get("steering_chosen") or {}
-    cell = (results.get("steering") or {}).get("add", {}).get(chosen.get("layers"), {}).get(chosen.get("dose"))
+    chosen = results.steering_chosen or {}
+    cell = (results.steering or {}).get("add", {}).get(chosen.get("layers"), {}).get(chosen.get("dose"))
     return {"agent+steer": cell} if cell else {}
 
 
@@ -62,27 +63,27 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
     return sorted(kept, key=lambda arm: points[arm])
 
 
-def _point(results: dict[str, Any], arm: str) -> tuple[float, float] | None:
-    cell = results["behaviour"][arm]
+def _point(behaviour: dict[str, Rates], arm: str) -> tuple[float, float] | None:
+    cell = behaviour[arm]
     x, y = number(rate(cell, "benign", "success_rate")), number(rate(cell, "harmful", "refusal_rate"))
     return None if x != x or y != y else (x, y)
 
 
-def _mark(results: dict[str, Any], arm: str) -> float:
-    over = number(rate(results["behaviour"][arm], "lookalike", "refusal_rate"))
+def _mark(behaviour: dict[str, Rates], arm: str) -> float:
+    over = number(rate(behaviour[arm], "lookalike", "refusal_rate"))
     return next((limit for limit, *_ in MARKS if not over > limit), MARKS[-1][0])
 
 
-def _figure(results: dict[str, Any], arms: list[str], front: list[str]) -> go.Figure:
+def _figure(behaviour: dict[str, Rates], arms: list[str], front: list[str]) -> go.Figure:
     fig = theme.figure(430, left=56, right=24, top=16, bottom=50)
-    line = [_point(results, arm) for arm in front]
+    line = [_point(behaviour, arm) for arm in front]
     fig.add_scatter(
         x=[p[0] for p in line if p], y=[p[1] for p in line if p], mode="lines", hoverinfo="skip",
         line={"color": theme.colour("rule"), "width": 2},
     )  # fmt: skip
     symbols = {limit: symbol for limit, symbol, *_ in MARKS}
     for arm in arms:
-        cell = results["behaviour"][arm]
+        cell = behaviour[arm]
         done, refused = rate(cell, "benign", "success_rate"), rate(cell, "harmful", "refusal_rate")
         over = rate(cell, "lookalike", "refusal_rate")
         tint = theme.arm_colour(arm)
@@ -92,7 +93,7 @@ def _figure(results: dict[str, Any], arms: list[str], front: list[str]) -> go.Fi
             mode="markers",
             marker={
                 "color": tint,
-                "symbol": symbols[_mark(results, arm)],
+                "symbol": symbols[_mark(behaviour, arm)],
                 "size": 11,
                 "line": {"width": 2, "color": tint},
             },
@@ -105,7 +106,7 @@ def _figure(results: dict[str, Any], arms: list[str], front: list[str]) -> go.Fi
             ),
             cliponaxis=False,
         )
-    for (x, y), numbers in _labels(results, arms):
+    for (x, y), numbers in _labels(behaviour, arms):
         fig.add_annotation(
             x=x, y=y, text=numbers, showarrow=False, xshift=-10 if x > 0.5 else 10, yshift=-13 if y > 0.5 else 13,
             xanchor="right" if x > 0.5 else "left", font={"size": 11, "color": theme.colour("muted")},
@@ -117,11 +118,11 @@ def _figure(results: dict[str, Any], arms: list[str], front: list[str]) -> go.Fi
     return fig
 
 
-def _labels(results: dict[str, Any], arms: list[str]) -> list[tuple[tuple[float, float], str]]:
+def _labels(behaviour: dict[str, Rates], arms: list[str]) -> list[tuple[tuple[float, float], str]]:
     """Numbers beside the marks; those of marks that lie together in one label."""
     groups: list[tuple[np.ndarray, list[int]]] = []
     for i, arm in enumerate(arms, 1):
-        point = np.array(_point(results, arm))
+        point = np.array(_point(behaviour, arm))
         near = next((group for group in groups if np.abs(group[0] - point).max() < NEAR), None)
         if near is None:
             groups.append((point, [i]))
@@ -130,20 +131,20 @@ def _labels(results: dict[str, Any], arms: list[str]) -> list[tuple[tuple[float,
     return [((float(x), float(y)), ", ".join(map(str, numbers))) for (x, y), numbers in groups]
 
 
-def _alt(results: dict[str, Any], arms: list[str]) -> str:
+def _alt(behaviour: dict[str, Rates], arms: list[str]) -> str:
     parts = []
     for arm in arms:
-        done, refused = _point(results, arm) or (0.0, 0.0)
+        done, refused = _point(behaviour, arm) or (0.0, 0.0)
         parts.append(f"{arm} {100 * refused:.0f}% and {100 * done:.0f}%")
     return "Harmful tasks refused and benign tasks done: " + "; ".join(parts) + "."
 
 
-def _table(results: dict[str, Any], arms: list[str], front: list[str]) -> Table:
-    paired = results.get("paired") or {}
-    fired = (results.get("gates") or {}).get("fired") or {}
+def _table(results: Results, behaviour: dict[str, Rates], arms: list[str], front: list[str]) -> Table:
+    paired = results.paired or {}
+    fired = (results.gates or {}).get("fired") or {}
     rows = []
     for i, arm in enumerate(arms, 1):
-        cell = results["behaviour"][arm]
+        cell = behaviour[arm]
         wanted = [("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate")]
         cells = [rate(cell, label, name) for label, name in wanted]
         change = rate(paired.get(arm) or {}, "benign", "success_rate")

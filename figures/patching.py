@@ -10,13 +10,14 @@ import plotly.graph_objects as go
 from pingscope.figures import theme
 from pingscope.figures.numbers import escape, number, percent, plain, sort_layers, values
 from pingscope.figures.section import Control, Panel, Section, Table
+from pingscope.schema import Results
 
 DIRECTIONS = {"denoise": "base’s state into the agent", "noise": "agent’s state into the base"}
 SHOWN = {"share": "Same prompt", "control": "A benign prompt", "neutral": "Its own, of a benign prompt"}
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    patching = results.get("patching") or {}
+def section(results: Results) -> Section | None:
+    patching = results.patching or {}
     maps = patching.get("maps") or {}
     if not maps:
         return None

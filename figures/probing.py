@@ -11,6 +11,7 @@ from pingscope.figures import theme
 from pingscope.figures.marks import curve
 from pingscope.figures.numbers import MISSING, bounds, count, escape, plain, sort_layers, values
 from pingscope.figures.section import Key, Panel, Section, Table
+from pingscope.schema import Results
 
 POOLINGS = {
     "mean_prompt": ("mean of the prompt", "ink", "solid", "circle"),
@@ -33,14 +34,14 @@ MEASURES = {
 }
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    probes = results.get("probes") or {}
+def section(results: Results) -> Section | None:
+    probes = results.probes or {}
     if not probes:
         return None
     models = theme.sort_arms(list(probes))
     found = [p for p in POOLINGS if any(p in probes[model] for model in models)]
     marks = {"solid": "line", "dash": "dash", "dot": "dotted"}
-    words = results.get("baselines") or {}
+    words = results.baselines or {}
     baselines = [
         f"{name.replace('_', ' ')}: text length {plain(b.get('length_auroc'))}, "
         f"tokens {plain(b.get('tokens_auroc'))}, bag of words {plain(b.get('words_auroc'))}"

@@ -36,9 +36,9 @@ from pingscope.figures import (
 from pingscope.figures.section import Section
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_json
-from pingscope.schema import check_tokens, load_results
+from pingscope.schema import Results, check_tokens, load_results
 
-DRAW: dict[str, Callable[[dict[str, Any]], Section | None]] = {
+DRAW: dict[str, Callable[[Results], Section | None]] = {
     "behaviour": behaviour.section,
     "first_token": first_token.section,
     "curves or tracks": tracks.section,
@@ -74,10 +74,9 @@ def build_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     path = run_dir / "results.json"
-    results = load_results(path).plain()
+    results = load_results(path)
     token_path = run_dir / "tokens.json"
-    rows = read_json(token_path) if token_path.exists() else results.get("tokens") or []
-    check_tokens(rows, token_path if token_path.exists() else path)
+    rows = check_tokens(read_json(token_path), token_path) if token_path.exists() else results.tokens or []
 
     sections = []
     for name, draw in DRAW.items():
@@ -94,7 +93,7 @@ def build_report(run_dir: str | Path) -> Path:
     return target
 
 
-def _render(results: dict[str, Any], sections: list[Section], token_data: dict[str, Any] | None) -> str:
+def _render(results: Results, sections: list[Section], token_data: dict[str, Any] | None) -> str:
     figures = {
         f"{section.id}-{index}": json.loads(panel.figure.to_json(engine="json"))
         for section in sections
@@ -102,10 +101,9 @@ def _render(results: dict[str, Any], sections: list[Section], token_data: dict[s
     }
     plotly = get_plotlyjs()
     script = _source("report.js")
-    meta = results.get("meta") or {}
     return TEMPLATES.get_template("report.html").render(
-        title=meta.get("title") or "Pingscope report",
-        note=meta.get("note") or "",
+        title=results.meta.title or "Pingscope report",
+        note=results.meta.note,
         claims=summary.claims(results),
         verdict=summary.headline(results),
         tiles=summary.tiles(results),

@@ -11,6 +11,7 @@ from pingscope.figures import theme
 from pingscope.figures.marks import curve
 from pingscope.figures.numbers import bounds, count, escape, number, percent, plain, sort_layers, values
 from pingscope.figures.section import Key, Panel, Section, Table
+from pingscope.schema import Results
 
 SETS = (
     "Heads and MLPs are added one by one by what they restore on validation tasks of the other families; the dotted "
@@ -21,8 +22,8 @@ LENS = "The logit lens decodes the stream after each layer as if it were the las
 FAMILIES = {"held_out": "held-out family", "seen": "other families"}
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    found, readout = results.get("restoration") or {}, results.get("readout") or {}
+def section(results: Results) -> Section | None:
+    found, readout = results.restoration or {}, results.readout or {}
     if not found and not readout:
         return None
     panels, tables = [], []

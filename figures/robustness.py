@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from pingscope.figures import theme
 from pingscope.figures.numbers import error_bar, escape, number, percent, plain, values
 from pingscope.figures.section import Key, Panel, Section, Table
+from pingscope.schema import Results
 
 COLUMNS = (
     ("harmful refused", "harmful", "refusal_rate"),
@@ -19,8 +20,8 @@ COLUMNS = (
 )
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    guards, attacks, transfer = (results.get(name) or {} for name in ("guards", "attacks", "transfer"))
+def section(results: Results) -> Section | None:
+    guards, attacks, transfer = results.guards or {}, results.attacks or {}, results.transfer or {}
     if not (guards or attacks or transfer):
         return None
     panels, tables = [], []

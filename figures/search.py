@@ -9,23 +9,23 @@ import numpy as np
 import plotly.graph_objects as go
 
 from pingscope.figures import theme
-from pingscope.figures.numbers import escape, number, percent, plain, values, wrap
+from pingscope.figures.numbers import MISSING, count, escape, number, percent, plain, values, wrap
 from pingscope.figures.section import Key, Panel, Section, Table
+from pingscope.schema import Candidate, HeldOut, Results, Search
 
 NOT_REFUSED = "not refused"  # the paper's perf; a search may score tasks done instead
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    search = results.get("search") or {}
-    candidates = search.get("candidates") or []
-    if not candidates:
+def section(results: Results) -> Section | None:
+    search = results.search
+    if search is None or not search.candidates:
         return None
-    overall = [number(c.get("overall")) for c in candidates]
+    candidates = search.candidates
+    overall = [number(c.overall) for c in candidates]
     best = _winner(search, overall)
-    spent = search.get("generations")
-    means = escape(search.get("perf_means") or NOT_REFUSED)
-    cost = f"{len(candidates)} candidates" + (f", {spent} generations" if spent else "")
-    raced = sum(c.get("complete") is False for c in candidates)
+    means = escape(search.perf_means or NOT_REFUSED)
+    cost = f"{len(candidates)} candidates" + (f", {search.generations} generations" if search.generations else "")
+    raced = sum(c.complete is False for c in candidates)
     return Section(
         id="search",
         title="The search for a prefix",
@@ -50,9 +50,9 @@ def section(results: dict[str, Any]) -> Section | None:
             Key("winner", "prefix", "diamond"),
             Key("best so far, and best trade-offs", "prefix", "line"),
         ],
-        tables=[*_held_out(search.get("held_out")), _table(candidates, overall, means)],
+        tables=[*_held_out(search.held_out), _table(candidates, overall, means)],
         columns=2,
-        note=_screening_note(search.get("screening")),
+        note=_screening_note(search.screening),
     )
 
 
@@ -63,52 +63,52 @@ def _screening_note(screening: dict[str, Any] | None) -> str:
     rank, dropped = screening["spearman"], screening["dropped"]
     return (
         f"A score of the first token ranks candidates before anything is generated; its rank correlation with the true "
-        f"one is {plain(rank)} (n = {rank['n']})"
+        f"one is {plain(rank)} (n = {count(rank)})"
         + ("" if screening["trusted"] else ", too poor or too little to leave any out")
         + f". {dropped['by the cheap score']} candidates were left out by it, {dropped['in a race']} by races at "
         f"{100 * (1 - screening['delta']):.0f}% confidence."
     )
 
 
-def _held_out(held: dict[str, Any] | None) -> list[Table]:
+def _held_out(held: HeldOut | None) -> list[Table]:
     """The winner and its rivals on tasks that the search never saw."""
     if not held:
         return []
-    bias = held["selection_bias"]
+    bias = held.selection_bias
     low, high = bias["ci"]
     rows = []
-    for arm, cell in held["overall"].items():
-        strict = {label: cells.get("strict", {}) for label, cells in held["behaviour"][arm].items()}
+    for arm, cell in held.overall.items():
+        strict = {label: cells.get("strict", {}) for label, cells in held.behaviour[arm].items()}
         shares = [
             strict.get("harmful", {}).get("refusal_rate"),
             strict.get("benign", {}).get("success_rate"),
             strict.get("benign", {}).get("refusal_rate"),
         ]
-        rows.append([arm, held["texts"].get(arm) or "–", plain(cell), *map(percent, shares)])
+        rows.append([arm, held.texts.get(arm) or "–", plain(cell), *map(percent, shares)])
     caption = (
-        f"{held['n']} tasks the search never saw, 95% intervals. Selection bias of the winner: {bias['search']:.2f} "
+        f"{held.n} tasks the search never saw, 95% intervals. Selection bias of the winner: {bias['search']:.2f} "
         f"when searched, {plain(bias['held_out'])} here, {bias['bias']:+.2f} [{low:+.2f}, {high:+.2f}]."
     )
     head = ["Arm", "Text", "Overall", "Harmful refused", "Benign success", "Benign refused"]
     return [Table(caption, head, rows, text_columns=2)]
 
 
-def _winner(search: dict[str, Any], overall: list[float]) -> int:
-    for index, candidate in enumerate(search["candidates"]):
-        if search.get("winner") is not None and candidate["text"] == search["winner"]:
+def _winner(search: Search, overall: list[float]) -> int:
+    for index, candidate in enumerate(search.candidates):
+        if search.winner is not None and candidate.text == search.winner:
             return index
     return max(range(len(overall)), key=lambda i: -math.inf if math.isnan(overall[i]) else overall[i])
 
 
-def _details(candidates: list[dict[str, Any]]) -> list[list[str]]:
+def _details(candidates: list[Candidate]) -> list[list[str]]:
     return [
         [
-            wrap(str(c["text"])),
-            percent(c.get("refusal"), False),
-            percent(c.get("perf"), False),
-            percent(c.get("success"), False),
-            plain(number(c.get("overall"))),
-            escape(str(c.get("round", ""))),
+            wrap(c.text),
+            percent(c.refusal, False),
+            percent(c.perf, False),
+            percent(c.success, False),
+            plain(number(c.overall)),
+            escape("" if c.round is None else str(c.round)),
         ]
         for c in candidates
     ]
@@ -120,9 +120,9 @@ HOVER = (
 )
 
 
-def _marker(candidates: list[dict[str, Any]], best: int) -> dict[str, Any]:
+def _marker(candidates: list[Candidate], best: int) -> dict[str, Any]:
     count = len(candidates)
-    open_marks = [c.get("complete") is False for c in candidates]
+    open_marks = [c.complete is False for c in candidates]
     return {
         "color": [theme.colour("prefix" if i == best else "other") for i in range(count)],
         "symbol": ["diamond" if i == best else "circle-open" if open_marks[i] else "circle" for i in range(count)],
@@ -135,10 +135,10 @@ def _marker(candidates: list[dict[str, Any]], best: int) -> dict[str, Any]:
     }
 
 
-def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall: list[float], best: int) -> go.Figure:
+def _progress(search: Search, candidates: list[Candidate], overall: list[float], best: int) -> go.Figure:
     fig = theme.figure(320, left=44, right=14, top=12, bottom=46)
     order = np.arange(1, len(candidates) + 1, dtype=np.float32)
-    rounds = [candidate.get("round") for candidate in candidates]
+    rounds = [candidate.round for candidate in candidates]
     first = 0
     for index in range(1, len(rounds) + 1):
         if index == len(rounds) or rounds[index] != rounds[first]:
@@ -148,16 +148,16 @@ def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall:
                     x0=first + 0.5, x1=index + 0.5, fillcolor=theme.colour("band"), line_width=0, layer="below"
                 )
             first = index
-    complete = [math.nan if c.get("complete") is False else v for c, v in zip(candidates, overall, strict=True)]
+    complete = [math.nan if c.complete is False else v for c, v in zip(candidates, overall, strict=True)]
     running = np.fmax.accumulate(np.array(complete, np.float32))
     fig.add_scatter(
         x=order, y=running, mode="lines", line={"shape": "hv", "color": theme.colour("prefix"), "width": 2},
         hoverinfo="skip",
     )  # fmt: skip
-    if search.get("tau") is not None:
-        fig.add_hline(y=number(search["tau"]), line={"color": theme.colour("muted"), "width": 1, "dash": "dot"})
+    if search.tau is not None:
+        fig.add_hline(y=search.tau, line={"color": theme.colour("muted"), "width": 1, "dash": "dot"})
         fig.add_annotation(
-            x=1, xref="paper", y=number(search["tau"]), text="τ", showarrow=False, yanchor="bottom", xanchor="right",
+            x=1, xref="paper", y=search.tau, text="τ", showarrow=False, yanchor="bottom", xanchor="right",
             font={"color": theme.colour("muted")},
         )  # fmt: skip
     fig.add_scatter(
@@ -172,10 +172,10 @@ def _progress(search: dict[str, Any], candidates: list[dict[str, Any]], overall:
     return fig
 
 
-def _pareto(candidates: list[dict[str, Any]], best: int, means: str) -> go.Figure:
+def _pareto(candidates: list[Candidate], best: int, means: str) -> go.Figure:
     fig = theme.figure(320, left=52, right=20, top=12, bottom=46)
-    perf, refusal = values(c.get("perf") for c in candidates), values(c.get("refusal") for c in candidates)
-    whole = np.array([c.get("complete") is not False for c in candidates])
+    perf, refusal = values(c.perf for c in candidates), values(c.refusal for c in candidates)
+    whole = np.array([c.complete is not False for c in candidates])
     front = _front(np.where(whole, perf, math.nan), np.where(whole, refusal, math.nan))
     fig.add_scatter(
         x=perf[front], y=refusal[front], mode="lines", hoverinfo="skip",
@@ -209,16 +209,18 @@ def _front(perf: np.ndarray, refusal: np.ndarray) -> list[int]:
     return kept
 
 
-def _table(candidates: list[dict[str, Any]], overall: list[float], means: str) -> Table:
+def _table(candidates: list[Candidate], overall: list[float], means: str) -> Table:
     order = sorted(
         range(len(candidates)), key=lambda i: (math.isnan(overall[i]), -overall[i] if overall[i] == overall[i] else 0)
     )
     rows = []
     for index in order[:12]:
         c = candidates[index]
-        held = (c.get("held_out") or {}).get("overall")
-        shares = [percent(c.get(name), False) for name in ("refusal", "perf", "success")]
-        rows.append([str(c["text"]), str(c.get("round", "–")), plain(overall[index]), *shares, plain(number(held))])
+        held = (c.held_out or {}).get("overall")
+        shares = [percent(share, False) for share in (c.refusal, c.perf, c.success)]
+        rows.append(
+            [c.text, MISSING if c.round is None else str(c.round), plain(overall[index]), *shares, plain(number(held))]
+        )
     head = ["Phrase", "Round", "Overall", "Harmful refused", f"Benign {means}", "Benign success", "Held-out overall"]
     if all(row[-1] == "–" for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]

@@ -11,6 +11,7 @@ from pingscope.figures import theme
 from pingscope.figures.marks import band, curve
 from pingscope.figures.numbers import bounds, count, number, percent, plain, rate, sort_layers, values
 from pingscope.figures.section import Control, Key, Panel, Section, Table
+from pingscope.schema import Results
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
 WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}
@@ -20,8 +21,8 @@ def is_control(operator: str) -> bool:
     return operator.startswith(("random", "shuffled"))
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    steering = results.get("steering") or {}
+def section(results: Results) -> Section | None:
+    steering = results.steering or {}
     operators = [name for name in steering if not is_control(name)]
     if not operators:
         return None
@@ -138,12 +139,12 @@ def _table(steering: dict[str, Any], operators: list[str]) -> Table:
     return Table("Every dose and layer, with 95% intervals.", head, rows, folded=True)
 
 
-def _side_effects(results: dict[str, Any]) -> list[Table]:
+def _side_effects(results: Results) -> list[Table]:
     """What each dose does to benign text that should stay as it is."""
-    effects = results.get("steering_coherence") or {}
+    effects = results.steering_coherence or {}
     if not effects:
         return []
-    chosen = results.get("steering_chosen") or {}
+    chosen = results.steering_chosen or {}
     rows = [
         [
             f"{float(dose):g}" + (" (chosen)" if dose == chosen.get("dose") else ""),

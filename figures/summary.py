@@ -8,6 +8,7 @@ from typing import Any
 
 from pingscope.figures import theme
 from pingscope.figures.numbers import interval, number, percent, plain, rate, sort_layers
+from pingscope.schema import Estimate, Results
 
 LEADS = ("base", "agent", "agent+prefix")
 STATUS = {True: ("holds", "Holds"), False: ("absent", "Does not hold"), None: ("open", "Not measured")}
@@ -29,11 +30,11 @@ class Tile:
     parts: tuple[tuple[str, str, str, str], ...]
 
 
-def claims(results: dict[str, Any]) -> list[Claim]:
+def claims(results: Results) -> list[Claim]:
     out = []
-    for claim in results.get("claims") or []:
-        status, word = STATUS[claim.get("holds")]
-        out.append(Claim(claim["text"], status, word, _evidence(claim.get("evidence"))))
+    for claim in results.claims:
+        status, word = STATUS[claim.holds]
+        out.append(Claim(claim.text, status, word, _evidence(claim.evidence)))
     return out
 
 
@@ -48,7 +49,7 @@ def _evidence(evidence: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, dict) and "value" in value:
+    if isinstance(value, Estimate):
         return plain(value)
     if isinstance(value, float):
         return plain(value)
@@ -57,9 +58,9 @@ def _scalar(value: Any) -> str:
     return str(value)
 
 
-def headline(results: dict[str, Any]) -> str:
+def headline(results: Results) -> str:
     """How many of the claims hold, in one sentence; empty without claims."""
-    verdicts = [claim.get("holds") for claim in results.get("claims") or []]
+    verdicts = [claim.holds for claim in results.claims]
     if not verdicts:
         return ""
     held, failed = sum(v is True for v in verdicts), sum(v is False for v in verdicts)
@@ -74,13 +75,13 @@ def headline(results: dict[str, Any]) -> str:
     return said + ("; " + ", ".join(rest) if rest else "") + "."
 
 
-def tiles(results: dict[str, Any]) -> list[Tile]:
-    behaviour = results.get("behaviour") or {}
+def tiles(results: Results) -> list[Tile]:
+    behaviour = results.behaviour or {}
     rows = [
         _tile("Harmful tasks refused", {arm: rate(behaviour.get(arm), "harmful", "refusal_rate") for arm in LEADS}),
         _tile("Benign tasks done", {arm: rate(behaviour.get(arm), "benign", "success_rate") for arm in LEADS}),
     ]
-    collapse = results.get("collapse") or {}
+    collapse = results.collapse or {}
     layers = sort_layers({layer for arm in collapse.values() for layer in arm})
     if layers:
         top = layers[-1]
@@ -109,52 +110,52 @@ def _tile(caption: str, cells: dict[str, Any], digits: int | None = None) -> Til
     return Tile(caption, tuple(parts)) if parts else None
 
 
-def methods(results: dict[str, Any]) -> list[str]:
+def methods(results: Results) -> list[str]:
     """What was done, for the parts that this run has."""
     notes = []
-    if results.get("behaviour"):
+    if results.behaviour:
         notes.append(
             "Outcomes are read from the parsed action first: complied, refused, exited or invalid. An answer that the "
             "judge cannot read counts as missing, never as zero. Rates carry Wilson intervals, on test tasks only; "
             "every choice was made on validation tasks."
         )
-    if results.get("probes") or results.get("tracks"):
+    if results.probes or results.tracks:
         notes.append(
             "Probes are logistic regressions on standardised residuals at the output of each block, mapped back to raw "
             "space with their intercept. A safety logit is w·x + b; positive means harmful."
         )
-    if results.get("curves") or results.get("tracks"):
+    if results.curves or results.tracks:
         notes.append(
             "Positions are aligned by the role of a token, so that the header’s last token of every prompt is one "
             "place. Prompts without a token at a place are missing there, never counted as zero. Intervals "
             "over prompts are bootstrap percentiles."
         )
-    if results.get("collapse"):
+    if results.collapse:
         notes.append(
             "A single negative logit is no evidence of a lost signal, since markup tokens lie off the distribution a "
             "prompt-average probe was trained on. Hence the readings side by side, each beside its noise floor."
         )
-    if results.get("steering"):
+    if results.steering:
         notes.append("Random directions have the same length as the probe’s, dose for dose.")
-    if results.get("search"):
+    if results.search:
         notes.append("The search scores the continuation only, never the injected prefix.")
-    return notes + [str(line) for line in (results.get("meta") or {}).get("methods") or []]
+    return notes + [str(line) for line in results.meta.methods]
 
 
-def limits(results: dict[str, Any]) -> list[str]:
+def limits(results: Results) -> list[str]:
     notes = ["Intervals cover the sampling of prompts, not the training of another model with another seed."]
-    if results.get("probes") or results.get("tracks"):
+    if results.probes or results.tracks:
         notes.append("That a probe can read a signal does not show that the model uses it.")
-    if results.get("search"):
+    if results.search:
         notes.append(
             "The winner of a search is chosen by a score it was selected for; only held-out rates are evidence."
         )
-    return notes + [str(line) for line in (results.get("meta") or {}).get("limits") or []]
+    return notes + [str(line) for line in results.meta.limits]
 
 
-def provenance(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def provenance(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (name, value): versions, models, seeds, time and memory, and whatever else the run noted."""
-    meta = results.get("meta") or {}
+    meta = results.meta.model_dump(mode="json", exclude_unset=True)  # a run may note whatever it likes
     groups: list[tuple[str, list[tuple[str, str]]]] = []
     models = meta.get("models") or {}
     rows = [(str(name), _flat(model)) for name, model in models.items()] if isinstance(models, dict) else []

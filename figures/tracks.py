@@ -12,6 +12,7 @@ from pingscope.figures import theme
 from pingscope.figures.marks import curve
 from pingscope.figures.numbers import MISSING, escape, plain, sort_layers
 from pingscope.figures.section import Control, Key, Panel, Section, Table, layer_control
+from pingscope.schema import Curve, Estimate, Results
 
 ROLES = ("system", "instruction", "page", "suffix", "template", "header", "prefix", "response")
 # Few header tokens carry the story: they get as much room as a long page.
@@ -30,9 +31,9 @@ ALIGNMENTS = {"fraction": "tenths", "index": "tokens"}
 TEXT_ROLES = ("system", "instruction", "page", "suffix")
 
 
-def section(results: dict[str, Any]) -> Section | None:
-    curves = results.get("curves") or {}
-    tracks = results.get("tracks") or {}
+def section(results: Results) -> Section | None:
+    curves = results.curves or {}
+    tracks = results.tracks or {}
     if not curves and not tracks:
         return None
     arms = theme.sort_arms(list(curves or tracks))
@@ -69,23 +70,21 @@ def section(results: dict[str, Any]) -> Section | None:
 
 def _has(curves: dict[str, Any], role: str, by: str) -> bool:
     cells = (cell for arm in curves.values() for layer in arm.values() for cell in layer.values())
-    return any((role, by) in zip(cell["role"], cell.get("by") or (), strict=False) for cell in cells)
+    return any((role, by) in zip(cell.role, cell.by or (), strict=False) for cell in cells)
 
 
 def _aligned(curves: dict[str, Any], by: str) -> dict[str, Any]:
     """The curves with texts that are known both ways aligned ``by`` one of them."""
     other = {"fraction": "index", "index": "fraction"}[by]
 
-    def kept(cell: dict[str, Any]) -> dict[str, Any]:
-        if "by" not in cell:
+    def kept(cell: Curve) -> Curve:
+        if cell.by is None:
             return cell
-        both = {role for role, way in zip(cell["role"], cell["by"], strict=True) if way == by and role in TEXT_ROLES}
-        rows = [
-            i
-            for i, (role, way) in enumerate(zip(cell["role"], cell["by"], strict=True))
-            if role not in both or way != other
-        ]
-        return {name: [column[i] for i in rows] for name, column in cell.items()}
+        ways = list(zip(cell.role, cell.by, strict=True))
+        both = {role for role, way in ways if way == by and role in TEXT_ROLES}
+        rows = [i for i, (role, way) in enumerate(ways) if role not in both or way != other]
+        columns = {name: column for name, column in cell if column is not None}
+        return cell.model_copy(update={name: [column[i] for i in rows] for name, column in columns.items()})
 
     return {
         arm: {layer: {label: kept(cell) for label, cell in cells.items()} for layer, cells in by_layer.items()}
@@ -113,7 +112,7 @@ def _axis(curves: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
     """role → (left edge, width of a slot, number of slots), for the roles that any curve has."""
     slots: dict[str, int] = {}
     for cell in (cell for arm in curves.values() for layer in arm.values() for cell in layer.values()):
-        for role, many in zip(cell["role"], cell["slots"], strict=True):
+        for role, many in zip(cell.role, cell.slots, strict=True):
             slots[role] = max(slots.get(role, 1), int(many))
     axis, left = {}, 0.0
     for role in [r for r in ROLES if r in slots] + sorted(set(slots) - set(ROLES)):
@@ -123,13 +122,11 @@ def _axis(curves: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
     return axis
 
 
-def _columns(cell: dict[str, Any], axis: dict[str, Any]) -> dict[str, np.ndarray]:
+def _columns(cell: Curve, axis: dict[str, Any]) -> dict[str, np.ndarray]:
     """Numeric columns with x, broken (NaN) between roles so that no line joins two of them."""
     rows: list[tuple[float, float, float, float]] = []
     last = None
-    for role, slot, value, low, high in zip(
-        cell["role"], cell["slot"], cell["value"], cell["low"], cell["high"], strict=True
-    ):
+    for role, slot, value, low, high in zip(cell.role, cell.slot, cell.value, cell.low, cell.high, strict=True):
         left, width, _ = axis[role]
         if last not in (None, role):
             rows.append((left, math.nan, math.nan, math.nan))
@@ -139,19 +136,18 @@ def _columns(cell: dict[str, Any], axis: dict[str, Any]) -> dict[str, np.ndarray
     return dict(zip(("x", "value", "low", "high"), table.T, strict=True))
 
 
-def _details(cell: dict[str, Any]) -> list[list[str]]:
+def _details(cell: Curve) -> list[list[str]]:
     out: list[list[str]] = []
     last = None
-    ways = cell.get("by") or ["fraction" if role in TEXT_ROLES else "index" for role in cell["role"]]
-    for index, (role, by, slot, slots) in enumerate(zip(cell["role"], ways, cell["slot"], cell["slots"], strict=True)):
+    ways = cell.by or ["fraction" if role in TEXT_ROLES else "index" for role in cell.role]
+    for index, (role, by, slot, slots) in enumerate(zip(cell.role, ways, cell.slot, cell.slots, strict=True)):
         if last not in (None, role):
             out.append(["", "", ""])
         last = role
         place = f"tenth {slot + 1} of {slots}" if by == "fraction" else f"token {slot + 1} of {slots}"
-        ends = [cell["low"][index], cell["high"][index]]
-        estimate = {"value": cell["value"][index], "ci": None if None in ends else ends}
-        many = cell.get("n")
-        out.append([f"{escape(role)}, {place}", plain(estimate), str(many[index]) if many else MISSING])
+        ends = (cell.low[index], cell.high[index])
+        estimate = Estimate(value=cell.value[index], ci=None if None in ends else ends)
+        out.append([f"{escape(role)}, {place}", plain(estimate), str(cell.n[index]) if cell.n else MISSING])
     return out
 
 
@@ -178,7 +174,7 @@ def _ranges(curves: dict[str, Any]) -> dict[str, list[float]]:
     for arm in curves.values():
         for layer, labels in arm.items():
             for cell in (cell for label, cell in labels.items() if label != "gap"):
-                columns = (*cell["value"], *cell["low"], *cell["high"])
+                columns = (*cell.value, *cell.low, *cell.high)
                 ends.setdefault(layer, [0.0]).extend(v for v in columns if v is not None and not math.isnan(v))
     reach = {layer: (max(found) - min(found)) or 1.0 for layer, found in ends.items()}
     return {l: [min(found) - 0.06 * reach[l], max(found) + 0.06 * reach[l]] for l, found in ends.items()}
@@ -198,7 +194,7 @@ def _arm(
         view: dict[str, Any] = {"meta": {"layer": layer}, "visible": layer == start}
         for label in labels:
             cell = (arm.get(layer) or {}).get(label)
-            if not cell or not cell["role"]:
+            if not cell or not cell.role:
                 continue
             columns = _columns(cell, axis)
             curve(
@@ -227,7 +223,7 @@ def _gap(curves: dict[str, Any], arms: list[str], layers: list[str], start: str,
         view: dict[str, Any] = {"meta": {"layer": layer}, "visible": layer == start}
         for arm in arms:
             gap = (curves[arm].get(layer) or {}).get("gap")
-            if not gap or not gap["role"]:
+            if not gap or not gap.role:
                 continue
             columns = _columns(gap, axis)
             name = theme.arm_key(arm)

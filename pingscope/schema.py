@@ -130,7 +130,7 @@ class Claim(Part):
     id: str = ""
     text: str
     holds: bool | None
-    evidence: Any = None
+    evidence: Facts = None
 
 
 Score = Annotated[Annotated[Estimate, Tag("estimate")] | Annotated[Missing, Tag("scalar")], Discriminator(_score)]
@@ -145,18 +145,38 @@ class Candidate(Part):
     refusal: Score = None
     success: Score = None
     overall: Missing = None
+    complete: bool | None = None  # false: it left the race early
+    held_out: dict[str, Missing] | None = None
+
+
+class HeldOut(Part):
+    """Winner, rivals and controls on tasks that the search never saw."""
+
+    n: int
+    behaviour: dict[str, Rates]
+    overall: dict[str, Estimate]
+    texts: dict[str, str | None]
+    selection_bias: Object
 
 
 class Search(Part):
     winner: str | None = None
     candidates: list[Candidate] = []
+    generations: int | None = None
+    tau: Missing = None
+    perf_means: str | None = None
+    screening: Object | None = None
+    held_out: HeldOut | None = None
 
 
 class Step(Part):
     """One checkpoint of a fine-tuning."""
 
     step: Number
+    chosen: bool = False  # the agent of the study
     behaviour: Rates | None = None
+    gap: Numbers | None = None  # by layer
+    readings: Object | None = None  # by layer, reading, position
 
 
 class Curve(Part):
@@ -168,11 +188,13 @@ class Curve(Part):
     value: list[Missing]
     low: list[Missing]
     high: list[Missing]
+    by: list[Literal["fraction", "index"]] | None = None
+    n: list[int] | None = None
 
     @model_validator(mode="after")
     def _equal(self) -> Curve:
-        columns = (self.role, self.slot, self.slots, self.value, self.low, self.high)
-        if len({len(column) for column in columns}) > 1:
+        columns = (self.role, self.slot, self.slots, self.value, self.low, self.high, self.by, self.n)
+        if len({len(column) for column in columns if column is not None}) > 1:
             raise ValueError("has columns of unequal length")
         return self
 
@@ -181,11 +203,17 @@ class InjectedArm(Part):
     """One arm of the injection study: what is said where, and its rates by label."""
 
     kind: str
+    name: str | None = None
     text: str | None = None
     model: str | None = None
     harmful: dict[str, dict[str, Rate]] | None = None
     benign: dict[str, dict[str, Rate]] | None = None
     lookalike: dict[str, dict[str, Rate]] | None = None
+
+    @property
+    def rates(self) -> Rates:
+        found: dict[Label, Any] = {"harmful": self.harmful, "benign": self.benign, "lookalike": self.lookalike}
+        return {label: cells for label, cells in found.items() if cells is not None}
 
 
 class TokenRow(Part):
@@ -195,6 +223,9 @@ class TokenRow(Part):
     tokens: list[str]
     roles: list[str]
     logits: dict[str, list[Missing]]
+    id: str | int | None = None
+    label: str = ""
+    title: str = ""
 
     @model_validator(mode="after")
     def _parallel(self) -> TokenRow:
@@ -212,6 +243,7 @@ class Meta(Part):
     title: str = ""
     note: str = ""
     limits: list[str] = []
+    methods: list[str] = []
 
 
 class Results(BaseModel):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pingscope.schema import SCHEMA_VERSION, Results, check_results
+
 ARMS = {
     "base": (1.0, 0.0, 0.0),
     "base+neutral-prefix": (0.98, 0.02, 0.12),
@@ -429,6 +431,11 @@ def track_only() -> dict[str, Any]:
         "meta": {"title": "Tracks"},
         **{k: whole[k] for k in ("probes", "tracks", "curves", "collapse", "floor")},
     }
+
+
+def typed(document: dict[str, Any]) -> Results:
+    """Some sections as figures get them."""
+    return check_results({"schema_version": SCHEMA_VERSION, **document}, "sample")
 
 
 def write(folder: Path, value: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Path:

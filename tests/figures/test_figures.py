@@ -9,6 +9,7 @@ import sample
 
 from pingscope.figures import finetuning, injection, numbers, search, steering, tokens, tracks
 from pingscope.figures.marks import band
+from pingscope.schema import Estimate, check_tokens
 
 
 def test_bands_break_where_the_interval_is_missing() -> None:
@@ -22,7 +23,7 @@ def test_bands_break_where_the_interval_is_missing() -> None:
 
 
 def test_roles_stand_at_the_same_place_in_every_arm() -> None:
-    section = tracks.section(sample.results())
+    section = tracks.section(sample.typed(sample.results()))
     assert section is not None
     for by in ("fraction", "index"):
         panels = [panel for panel in section.panels if panel.view == {"by": by}]
@@ -36,7 +37,7 @@ def test_instructions_are_drawn_by_tenths_or_by_token() -> None:
     results = sample.results()
 
     def places(by: str) -> list[str]:
-        section = tracks.section(results)
+        section = tracks.section(sample.typed(results))
         assert section is not None
         panel = next(panel for panel in section.panels if panel.view == {"by": by} and panel.title == "agent")
         line = next(t for t in panel.figure.data if t.customdata is not None and t.meta == {"layer": "3"})
@@ -49,13 +50,13 @@ def test_instructions_are_drawn_by_tenths_or_by_token() -> None:
             for cell in labels.values():
                 rows = [i for i, by in enumerate(cell["by"]) if (cell["role"][i], by) != ("instruction", "index")]
                 cell |= {name: [column[i] for i in rows] for name, column in cell.items()}
-    section = tracks.section(results)
+    section = tracks.section(sample.typed(results))
     assert section is not None and [control.key for control in section.controls] == ["layer"]
 
 
 def test_the_gap_curve_is_that_of_the_results_with_its_interval() -> None:
     results = sample.results()
-    section = tracks.section(results)
+    section = tracks.section(sample.typed(results))
     assert section is not None
     cell = results["curves"]["agent"]["3"]
     line = next(
@@ -75,16 +76,15 @@ def test_steering_band_spans_all_control_draws() -> None:
     cell = {"harmful": {"refusal_rate": sample.share(0.9)}, "benign": {"success_rate": sample.share(0.9)}}
     draw = {d: {"harmful": {"refusal_rate": {"value": v, "ci": None, "n": 9}}} for d, v in (("0", 0.1), ("0.5", 0.3))}
     other = {d: {"harmful": {"refusal_rate": {"value": v, "ci": None, "n": 9}}} for d, v in (("0", 0.2), ("0.5", 0.0))}
-    section = steering.section(
-        {"steering": {"add": {"1-4": {"0": cell, "0.5": cell}}, "random-0": {"1-4": draw}, "random-1": {"1-4": other}}}
-    )
+    doses = {"add": {"1-4": {"0": cell, "0.5": cell}}, "random-0": {"1-4": draw}, "random-1": {"1-4": other}}
+    section = steering.section(sample.typed({"steering": doses}))
     assert section is not None and len(section.panels) == 1  # controls get no panel of their own
     area = section.panels[0].figure.data[0]
     assert np.asarray(area.y) == pytest.approx([0.2, 0.3, 0.0, 0.1])
 
 
 def test_prefix_and_suffix_of_one_text_share_a_row() -> None:
-    section = injection.section(sample.results())
+    section = injection.section(sample.typed(sample.results()))
     assert section is not None
     figure = section.panels[0].figure
     lines = [shape for shape in figure.layout.shapes if shape.line.width == 5]
@@ -98,7 +98,7 @@ def test_pareto_front_holds_only_unbeaten_candidates() -> None:
         return {"text": f"{perf} {refusal}", "round": 0, "perf": perf, "refusal": refusal, "overall": overall}
 
     given = [score(0.9, 0.5), score(0.8, 0.9), score(0.8, 0.4), score(1.0, 0.1), score(None, 1.0)]
-    section = search.section({"search": {"candidates": given}})
+    section = search.section(sample.typed({"search": {"candidates": given}}))
     assert section is not None
     front = section.panels[1].figure.data[0]
     assert np.asarray(front.x) == pytest.approx([0.8, 0.9, 1.0])
@@ -108,15 +108,16 @@ def test_pareto_front_holds_only_unbeaten_candidates() -> None:
 
 def test_checkpoints_are_drawn_by_step() -> None:
     points = sample.results()["dose_response"][::-1]
-    section = finetuning.section({"dose_response": points})
+    section = finetuning.section(sample.typed({"dose_response": points}))
     assert section is not None
     steps = [trace.x for trace in section.panels[0].figure.data if trace.customdata is not None]
     assert np.asarray(steps[0]).tolist() == [0, 6, 10, 12, 16, 20]
 
 
 def test_token_colours_are_scaled_by_layer_over_all_prompts() -> None:
-    row = {"id": "a", "label": "harmful", "arm": "agent", "tokens": ["x"] * 3, "roles": ["instruction"] * 3}
-    value = tokens.payload([{**row, "logits": {"0": [1.0, -2.0, None], "1": [0.0, 0.0, 0.0]}}])
+    row = {"id": "a", "label": "harmful", "arm": "agent", "tokens": ["x"] * 3}
+    logits = {"0": [1.0, -2.0, None], "1": [0.0, 0.0, 0.0]}
+    value = tokens.payload(check_tokens([{**row, "roles": ["instruction"] * 3, "logits": logits}], "sample"))
     assert value is not None
     assert value["scale"]["0"] == pytest.approx(1.95)
     assert value["layers"] == ["0", "1"] and value["prompts"][0]["title"] == "xxx"
@@ -132,5 +133,5 @@ def test_plot_labels_are_escaped_and_cut(text: str, shown: str) -> None:
 
 def test_words_for_numbers() -> None:
     assert numbers.plain(-0.001, 1) == "0.0" and numbers.plain(-1.25, 1, signed=True) == "−1.2"
-    assert numbers.percent(None) == "–" and numbers.percent({"value": 0.5, "ci": None}) == "50%"
+    assert numbers.percent(None) == "–" and numbers.percent(Estimate(value=0.5, ci=None)) == "50%"
     assert numbers.sort_layers(["10", "1-4", "2", "embed"]) == ["embed", "2", "10", "1-4"]

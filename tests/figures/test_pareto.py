@@ -24,7 +24,7 @@ def test_one_mark_an_arm_by_over_refusal():
     results = {
         "behaviour": {"agent": arm(0.0, 0.9), "agent+naive": arm(1.0, 0.0, 1.0), "agent+steer": arm(0.95, 0.9, 0.2)}
     }
-    section = pareto.section(results)
+    section = pareto.section(sample.typed(results))
     assert section is not None
     marks = {
         trace.customdata[0][0]: trace.marker.symbol
@@ -39,8 +39,8 @@ def test_one_mark_an_arm_by_over_refusal():
 def test_arms_without_both_numbers_are_left_out_and_two_are_no_figure():
     cell = arm(0.5, 0.5)
     half = {"harmful": cell["harmful"]}
-    assert pareto.section({"behaviour": {"a": cell, "b": cell, "c": half}}) is None
-    assert pareto.section({}) is None
+    assert pareto.section(sample.typed({"behaviour": {"a": cell, "b": cell, "c": half}})) is None
+    assert pareto.section(sample.typed({})) is None
 
 
 def test_the_chosen_steering_is_an_arm():
@@ -49,5 +49,5 @@ def test_the_chosen_steering_is_an_arm():
         "steering": {"add": {"0-3": {"0.2": arm(0.95, 0.9), "0.4": arm(1.0, 0.1)}}},
         "steering_chosen": {"layers": "0-3", "dose": "0.2"},
     }
-    section = pareto.section(results)
+    section = pareto.section(sample.typed(results))
     assert section is not None and [row[0] for row in section.tables[0].rows][-1] == "3  agent+steer *"
