@@ -53,8 +53,8 @@ def evaluate(options: EvaluateOptions) -> None:
         raise UserError(f"--arm: none is possible here: {next(iter(impossible.values()))}")
     behaviour_table(behaviour, skipped=read.skipped)
     said_missing(impossible, missing)
-    sections = {"behaviour": behaviour, "impossible": impossible, "missing": missing, "skipped": read.skipped}
-    write_results(run, model, sections, ending=said_of(behaviour))
+    sections = {"behaviour": behaviour, "impossible": impossible, "missing": missing}
+    write_results(run, model, sections, ending=said_of(behaviour), skipped=read.skipped)
 
 
 def steer(options: SteerOptions) -> None:
@@ -113,7 +113,8 @@ def steer(options: SteerOptions) -> None:
     say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
     best = sections["steering"]["add"][chosen["layers"]].get(str(chosen["dose"]), {})
     ending = restored_sentence(f"Steering layers {chosen['layers']} by dose {chosen['dose']}", best, rates(plain))
-    write_results(run, model, {"behaviour": {"agent": rates(plain)}, **sections}, limits=notes, ending=ending)
+    sections["behaviour"] = {"agent": rates(plain)}
+    write_results(run, model, sections, limits=notes, ending=ending, skipped=read.skipped)
 
 
 def inject(options: InjectOptions) -> None:
@@ -160,20 +161,20 @@ def inject(options: InjectOptions) -> None:
     mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
     behaviour_table(behaviour, skipped=read.skipped)
     said_missing(impossible, missing_episodes(episodes))
-    _paired_table(paired, mass)
+    _paired_table(paired, mass, read.skipped)
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
     sections = {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass}
     sections |= {"impossible": impossible, "missing": missing_episodes(episodes)}
     ending = restored_sentence("The prefix", behaviour["agent+prefix"], behaviour["agent"])
-    write_results(run, model, sections, ending=ending)
+    write_results(run, model, sections, ending=ending, skipped=read.skipped)
 
 
 PAIRED = (("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate"))
 
 
-def _paired_table(paired: Mapping[str, Any], mass: Mapping[str, Any]) -> None:
+def _paired_table(paired: Mapping[str, Any], mass: Mapping[str, Any], skipped: int) -> None:
     """Differences on the same tasks in points, McNemar's p, and where the first token's probability lies."""
     rows = []
     for arm, cells in paired.items():
@@ -185,4 +186,5 @@ def _paired_table(paired: Mapping[str, Any], mass: Mapping[str, Any]) -> None:
         first = mass.get(arm, {}).get("harmful", {}).get("refusal")
         rows.append([*row, percent(first)])
     head = ["arm", "harmful refused", "benign done", "look-alike refused", "refusal starts, harmful"]
-    print_table(head, rows, "points against the agent on the same tasks (attacked arms: against the arm unattacked)")
+    caption = "points against the agent on the same tasks (attacked arms: against the arm unattacked)"
+    print_table(head, rows, caption, skipped)

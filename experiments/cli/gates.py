@@ -64,16 +64,16 @@ def gates(options: GatesOptions) -> None:
     )  # fmt: skip
     for name, gate in found.items():
         gate.save(out / "gates" / f"{name.removeprefix('agent+')}.json")
-    gates_table(sections)
+    gates_table(sections, read.skipped)
     for claim in sections["claims"]:
         say(f"{'holds' if claim['holds'] else 'does not hold'}: {claim['text']}")
     typer.echo(f"decisions: {out / DECISIONS}")
     behaviour = sections["behaviour"]
     ending = restored_sentence("The gated prefix", behaviour["agent+gated-prefix"], behaviour["agent"])
-    write_results(run, model, sections, limits=notes, ending=ending)
+    write_results(run, model, sections, limits=notes, ending=ending, skipped=read.skipped)
 
 
-def gates_table(sections: dict[str, Any]) -> None:
+def gates_table(sections: dict[str, Any], skipped: int = 0) -> None:
     """The arms in one table: safety, usefulness, over-refusal, what fired, side effects, robustness."""
     gates, paired = sections["gates"], sections["paired"]
     rows = []
@@ -117,11 +117,13 @@ def gates_table(sections: dict[str, Any]) -> None:
         head,
         rows,
         f"per cent [95% interval], n = {', '.join(map(str, sorted(sizes)))} a cell; jailbreak: harmful refused",
+        skipped,
     )
     for arm, drawn in gates["controls"].items():
         print_table(
             ["random directions", "harmful refused"],
             [[random_name(arm, i), percent(one)] for i, one in enumerate(drawn, 1)],
+            skipped=skipped,
         )
 
 
@@ -135,7 +137,8 @@ def replay(options: ReplayOptions) -> None:
     if not any(one.decisions for one in found):
         raise UserError(f"{log}: holds no decision of these tasks; give the whole log and the run's --tasks")
     rows = [[one.arm, one.gate, str(one.decisions), str(one.opened), str(len(one.mismatches))] for one in found]
-    print_table(["arm", "gate", "decisions", "opened", "mismatches"], rows, "scores recomputed and compared to the bit")
+    head, caption = ["arm", "gate", "decisions", "opened", "mismatches"], "scores recomputed and compared to the bit"
+    print_table(head, rows, caption, read.skipped)
     wrong = [line for one in found for line in one.mismatches]
     for line in wrong[:20]:
         say(line)

@@ -29,8 +29,8 @@ SETTINGS = {"n", "judged", "budget", "max_turns", "max_new_tokens", "refusal", "
 def mechanism(options: MechanismOptions) -> None:
     from pingscope.experiments.studies.mechanism.mechanism import mechanism_study
 
-    limit = options.limit
-    choosing, shown = choosing_and_shown(Reader(options.skip_bad), options.tasks, limit, options.validation, limit)
+    limit, read = options.limit, Reader(options.skip_bad)
+    choosing, shown = choosing_and_shown(read, options.tasks, limit, options.validation, limit)
     needs_labels("--tasks", options.tasks, shown)
     needs_labels("--validation", options.validation or options.tasks, choosing)
     probes = {"base": load_probes(options.probes)}
@@ -42,9 +42,7 @@ def mechanism(options: MechanismOptions) -> None:
         "models": [model_identity(model) for model in models.values()],
         "probes": [sha256_of(found.directions.tobytes()) for found in probes.values()],
         "tasks": [asdict(record) for record in (*choosing, *shown)],
-        "settings": options.model_dump(
-            mode="json", include={"n", "judged", "budget", "max_turns", "max_new_tokens", "refusal", "seed"}
-        ),
+        "settings": options.model_dump(mode="json", include=SETTINGS),
         "code": code_version("episodes"),
         "pingscope version": version("pingscope"),
     }
@@ -60,7 +58,7 @@ def mechanism(options: MechanismOptions) -> None:
         typer.echo(
             f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
         )
-    write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims))
+    write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims), skipped=read.skipped)
 
 
 def _ending(claims: list[dict[str, Any]]) -> str:

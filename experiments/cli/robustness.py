@@ -90,7 +90,7 @@ def guard(options: GuardOptions) -> None:
         typer.echo(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in said.items()))
     write_results(
         run, model, {"behaviour": found["behaviour"], "guards": found | {"prefix": prefix, "probe": thresholds}},
-        limits=notes,
+        limits=notes, skipped=read.skipped,
         ending=restored_sentence("The prefix", found["behaviour"]["agent+prefix"], found["behaviour"]["agent"]),
     )  # fmt: skip
 
@@ -140,7 +140,8 @@ def attack(options: AttackOptions) -> None:
     said_missing(impossible, {})
     sections = {"behaviour": behaviour, "attacks": found | {"prefix": prefix}, "impossible": impossible}
     ending = restored_sentence("Unattacked, the prefix", behaviour["agent+prefix"], behaviour["agent"])
-    write_results(run, model, sections, ending=" ".join([ending, *broken_sentences(behaviour)]))
+    ending = " ".join([ending, *broken_sentences(behaviour)])
+    write_results(run, model, sections, ending=ending, skipped=read.skipped)
 
 
 def transfer(options: TransferOptions) -> None:
@@ -154,10 +155,15 @@ def transfer(options: TransferOptions) -> None:
     prefixes = dict(zip([*options.model, *map(str, further)], texts, strict=True))
     evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)
     found = transfer_matrix(models, prefixes, records, evaluate)
+    for name, row in found["matrix"].items():
+        arms = {source if source == "none" else f"of {source}": cell["behaviour"] for source, cell in row.items()}
+        typer.echo(f"{name}, behind the prefix")
+        behaviour_table(arms, skipped=read.skipped)
     rows = [
         [name, *(signed(cell["overall"]).lstrip("+") for cell in row.values())] for name, row in found["matrix"].items()
     ]
-    print_table(["model \\ prefix of", "none", *prefixes], rows, "overall score [95% interval]: refusal + not refused")
+    caption = "overall score [95% interval]: refusal + not refused"
+    print_table(["model \\ prefix of", "none", *prefixes], rows, caption, read.skipped)
     helped = sum(
         cell["overall"]["value"] > row["none"]["overall"]["value"]
         for row in found["matrix"].values() for name, cell in row.items() if name != "none"
@@ -166,7 +172,7 @@ def transfer(options: TransferOptions) -> None:
     ending = (
         f"A prefix raises the overall score in {helped} of {pairs} pairs of model and prefix ({len(records)} tasks)."
     )
-    write_results(run, next(iter(models.values())), {"transfer": found}, ending=ending)
+    write_results(run, next(iter(models.values())), {"transfer": found}, ending=ending, skipped=read.skipped)
 
 
 def evaluate_endpoint(options: EvaluateOptions) -> None:
@@ -202,4 +208,5 @@ def evaluate_endpoint(options: EvaluateOptions) -> None:
         {"behaviour": behaviour},
         limits=[NO_ACTIVATIONS],
         ending=said_of(behaviour),
+        skipped=read.skipped,
     )

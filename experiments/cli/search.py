@@ -20,7 +20,7 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import print_table, signed
+from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, print_texts, signed
 from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars
 from pingscope.experiments.studies.search.held_out import held_out_study
@@ -74,15 +74,16 @@ def search(options: SearchOptions) -> None:
     if isinstance(proposing, ModelGenerator) and not proposing.usable:
         raise UserError(f"--generator {options.generator}: {proposing.account()}")
     atomic_write(out / "prefix.txt", found.best.text)
-    print_candidates(found)
+    print_candidates(found, skipped=read.skipped)
     for line in spent_lines(found, proposing):
         typer.echo(line)
     section = search_section(found, settings, perf, options.generator, proposing)
     if unseen:
         evaluate = partial(Episodes(out, options.max_turns, options.max_new_tokens), model)
         section["held_out"] = held_out_study(found, model, unseen, records, evaluate, perf)
-        print_held_out(section["held_out"])
-    write_results(run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf))
+        print_held_out(section["held_out"], read.skipped)
+    ending = _ending(found, section, perf)
+    write_results(run, model, {"search": section}, limits=notes, ending=ending, skipped=read.skipped)
 
 
 def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Sequence[Record]) -> None:
@@ -156,22 +157,29 @@ def make_generator(
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
 
 
-def print_candidates(found: SearchResult, n: int = 5) -> None:
+COLUMNS = {  # what a candidate's counts call it → what the tables of other commands do
+    "refusal": "harmful refused",
+    "attack_success": "harmful done (ASR)",
+    "success": "benign done (SR)",
+    "not_refused": "benign not refused",
+    "invalid": "invalid",
+}
+
+
+def print_candidates(found: SearchResult, n: int = 5, skipped: int = 0) -> None:
     rows = []
-    for candidate in found.candidates[:n]:
-        counts, score = candidate.score.counts, candidate.score
-        perf = "success" if counts["success"] == score.perf != counts["not_refused"] else "not_refused"
-        cells = [_interval(score.perf, counts["ci"][perf]), _interval(score.refusal, counts["ci"]["refusal"])]
-        n_tasks = counts["n_harmful"] + counts["n_benign"]
-        rows.append([candidate.text.strip(), str(candidate.round), f"{score.overall:.3f}", *cells, str(n_tasks)])
+    for rank, candidate in enumerate(found.candidates[:n], 1):
+        score = candidate.score
+        shares = {"refusal": score.refusal} | score.counts
+        cells = [percent({"value": shares[name], "ci": score.counts["ci"][name] or (None, None)}) for name in COLUMNS]
+        n_tasks = f"{score.counts['n_harmful']}/{score.counts['n_benign']}"
+        rows.append([str(rank), n_tasks, f"{score.overall:.2f}", *cells])
     print_table(
-        ["prefix", "round", "overall", "perf", "refusal", "tasks"], rows,
-        "[95% interval]; on the tasks searched, which flatter the winner: measure it on others (--held-out)",
+        ["", "n", "overall", *COLUMNS.values()], rows,
+        "per cent [95% interval]; n: harmful/benign; on the tasks searched, which flatter the winner: measure it on "
+        "others (--held-out)", skipped,
     )  # fmt: skip
-
-
-def _interval(value: float, ci: Sequence[float] | None) -> str:
-    return f"{value:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci else "")
+    print_texts({str(rank): candidate.text for rank, candidate in enumerate(found.candidates[:n], 1)})
 
 
 def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
@@ -194,12 +202,11 @@ def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
     return lines
 
 
-def print_held_out(held: dict[str, Any]) -> None:
-    rows = []
-    for name, cell in held["overall"].items():
-        text = (held["texts"].get(name) or "").strip()
-        rows.append([name, signed(cell).lstrip("+"), text if len(text) < 70 else text[:67] + "…"])
-    print_table(["arm", "overall", "text"], rows, f"{held['n']} tasks that the search never saw [95% interval]")
+def print_held_out(held: dict[str, Any], skipped: int = 0) -> None:
+    behaviour_table(held["behaviour"], skipped=skipped)
+    rows = [[name, signed(cell).lstrip("+")] for name, cell in held["overall"].items()]
+    print_table(["arm", "overall"], rows, f"{held['n']} tasks that the search never saw [95% interval]", skipped)
+    print_texts({name: text for name, text in held["texts"].items() if text})
     bias = held["selection_bias"]
     low, high = bias["ci"]
     typer.echo(

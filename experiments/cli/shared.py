@@ -143,10 +143,14 @@ def write_results(
     tokens: list[Any] | None = None,
     limits: Sequence[str] = (),
     ending: str = "",
+    skipped: int = 0,
 ) -> None:
     """``results.json`` of one command, the report of what is in it, and in one sentence what came out.
 
     Until here ``run`` keeps other writers out.
+
+    Args:
+        skipped: rows of the inputs that could not be read and were left out.
     """
     from pingscope.figures.report import build_report
 
@@ -163,7 +167,7 @@ def write_results(
         write_json(run.folder / "tokens.json", tokens)
     if run.options:  # beside the results they belong to, and not before
         write_json(run.folder / COMMAND, run.options)
-    document = {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections}
+    document = {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], "skipped": skipped, **sections}
     dump_results(run.folder / "results.json", document)
     report = build_report(run.folder)
     if ending:

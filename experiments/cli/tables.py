@@ -52,9 +52,27 @@ def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict", skipped
     titles = [[title for title, _, _ in columns] for columns in (main, more)]
     print_table(
         ["arm", "n", *titles[0], "invalid", *titles[1]], rows,
-        f"per cent [95% interval], judge: {judge}; n (of each label) and invalid: harmful/benign/look-alike"
-        + (f"; {skipped} bad records skipped" if skipped else ""),
+        f"per cent [95% interval], judge: {judge}; n (of each label) and invalid: harmful/benign/look-alike",
+        skipped,
     )  # fmt: skip
+    said_unread(behaviour, judge)
+
+
+def said_unread(behaviour: Mapping[str, Any], judge: str = "strict") -> None:
+    """Where most answers were neither action nor refusal, the rates say little: what to look at."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    for arm, rates in behaviour.items():
+        shares = [rates[label][judge].get("invalid_rate") for label in LABELS if label in rates]
+        read = [one for one in shares if one and one["value"] is not None]
+        n = sum(one["n"] for one in read)
+        unread = round(sum(one["value"] * one["n"] for one in read))
+        if n and unread > n / 2:
+            line = (
+                f"note: {arm}: {unread} of {n} answers are neither an action nor a refusal, so its rates say little. "
+                "They stand in generations.jsonl; docs/answers.md lists what is read as an action."
+            )
+            typer.echo(textwrap.fill(line, width))
+            return
 
 
 def said_missing(impossible: Mapping[str, str], missing: Mapping[str, Mapping[str, str]]) -> None:
@@ -73,11 +91,14 @@ def _invalid(rates: Mapping[str, Any], judge: str) -> str:
     return "/".join("–" if not c or c["value"] is None else f"{100 * c['value']:.0f}" for c in cells)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", skipped: int = 0) -> None:
     """Print to stdout as plain text, never markup, no line wider than the terminal (80 where there is none).
 
     Columns that do not fit go into a further block under the first column's names; names are folded, never cut, and
     a cell is only folded where it alone is wider than the terminal.
+
+    Args:
+        skipped: rows of the inputs that no number here rests on, because they could not be read.
     """
     width = shutil.get_terminal_size((80, 24)).columns
     columns = [[str(cell) for cell in column] for column in zip(header, *rows, strict=True)]
@@ -97,8 +118,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
         if i:
             typer.echo("")
         _print_block([(first, first_width), *block])
+    if skipped:
+        caption = f"{caption}; {skipped} bad record{'s' if skipped > 1 else ''} skipped".removeprefix("; ")
     if caption:
         typer.echo(textwrap.fill(caption, width))
+    typer.echo("")
+
+
+def print_texts(texts: Mapping[str, str]) -> None:
+    """What the names of a table stand for, whole: name, then its text, folded under itself."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    for name, text in texts.items():
+        plain = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+        typer.echo(textwrap.fill(f"{name}  {plain}", width, subsequent_indent=" " * (len(name) + 2)))
     typer.echo("")
 
 

@@ -18,18 +18,20 @@ PACKAGE = Path(__file__).resolve().parents[2]
 _RENDERING = ("interp/chat", "interp/generate", "interp/model/hooks.py")
 # The files whose code decides an outcome, by the part of the work that they decide. Too much is harmless: work is done
 # again. Too little would pass old answers off as new ones.
+_EPISODES = (
+    *_RENDERING,
+    "steering/injection.py",
+    "steering/gates.py",
+    "steering/decisions.py",
+    "steering/operators.py",
+    "steering/realignment.py",
+    "experiments/agents",
+    "experiments/models/organism/environment.py",
+    "experiments/models/organism/world.py",
+)
 CODE = {
-    "episodes": (
-        *_RENDERING,
-        "steering/injection.py",
-        "steering/gates.py",
-        "steering/decisions.py",
-        "steering/operators.py",
-        "steering/realignment.py",
-        "experiments/agents",
-        "experiments/models/organism/environment.py",
-        "experiments/models/organism/world.py",
-    ),
+    "episodes": _EPISODES,
+    "search": (*_EPISODES, "experiments/studies/search/prefix_table.py"),
     "finetune": ("interp/chat", "experiments/models/finetune.py"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from pingscope.experiments.agents.judges import decided
-from pingscope.experiments.agents.rollout import MakeEnvironment, run_pairs
+from pingscope.experiments.agents.rollout import MakeEnvironment, run_pairs, thinks_first
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.chat.prefixed import PrefixRenderer
@@ -112,6 +113,8 @@ class PlainEpisodes:
 
     def run(self, records: Sequence[Record]) -> None:
         asked: dict[tuple[int, ...], Prompt] = {}
+        thinking = thinks_first(self.engine.model)
+        stop = partial(decided, thinking=thinking)
         fresh = [record for record in records if record.id not in self.turns]
 
         def render(prompt: Prompt) -> Rendered:
@@ -120,7 +123,7 @@ class PlainEpisodes:
             return row
 
         def answer(rows: Sequence[Rendered]) -> list[Generation]:
-            said = self.engine.generate(rows, max_new_tokens=self.max_tokens, stop=decided)
+            said = self.engine.generate(rows, max_new_tokens=self.max_tokens, stop=stop)
             for row, one in zip(rows, said, strict=True):
                 self.tokens += len(one.ids) + one.finished
                 if one.ids:
@@ -129,7 +132,7 @@ class PlainEpisodes:
 
         self.turns |= {record.id: [] for record in fresh}
         pairs = [(Arm("agent"), record) for record in fresh]
-        for episode in run_pairs(pairs, self.make_env, render, answer, max_turns=self.max_turns):
+        for episode in run_pairs(pairs, self.make_env, render, answer, max_turns=self.max_turns, thinking=thinking):
             self.success[episode.id] = bool(episode.success)
 
 

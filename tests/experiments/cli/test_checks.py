@@ -151,6 +151,16 @@ def test_tables_are_whole_at_any_width(width, monkeypatch, capsys):
     assert "refused" in words and "done" in words and "invalid" in words
 
 
+@pytest.mark.parametrize(("unread", "noted"), [(0.07, False), (0.5, False), (0.51, True), (1.0, True)])
+def test_rates_of_answers_that_were_not_read_carry_a_note(unread, noted, capsys):
+    cells = arm(0.0, 0.0, 0.0)
+    cells["lookalike"]["strict"]["invalid_rate"] = cell(unread)
+    tables.behaviour_table({"agent": cells})
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("docs/answers.md" in said) == noted
+    assert (f"note: agent: {round(100 * unread)} of 100 answers are neither" in said) == noted
+
+
 def test_endings_say_what_came_out():
     said = endings.restored_sentence("The prefix", arm(0.87, 0.0, 0.90), arm(0.03, 0.9, 0.94))
     assert said == (
