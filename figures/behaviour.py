@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from pingscope.figures import theme
+from pingscope.figures.left_out import left_out
 from pingscope.figures.numbers import MISSING, count, error_bar, escape, number, percent, rate, values
 from pingscope.figures.section import Control, Key, Panel, Section, Table
 from pingscope.schema import Results
@@ -46,6 +47,7 @@ def section(results: Results) -> Section | None:
         ],
         tables=[_table(behaviour, arms, judge, folded=judge != judges[0]) for judge in judges],
         columns=2,
+        note=left_out(results),
     )
 
 

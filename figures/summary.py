@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pingscope.figures import theme
+from pingscope.figures.left_out import left_out
 from pingscope.figures.numbers import interval, number, percent, plain, rate, sort_layers
 from pingscope.schema import Estimate, Results
 
@@ -150,6 +151,8 @@ def limits(results: Results) -> list[str]:
         notes.append(
             "The winner of a search is chosen by a score it was selected for; only held-out rates are evidence."
         )
+    if aside := left_out(results):
+        notes.append(aside)
     return notes + [str(line) for line in results.meta.limits]
 
 

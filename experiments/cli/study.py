@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from pingscope.experiments.cli.checks import safe_out
+from pingscope.experiments.cli.endings import study_sentence
 from pingscope.experiments.cli.options import ReportOptions, StudyOptions
 from pingscope.experiments.studies.config import StudyConfig, load_config, read_yaml
 from pingscope.interp.errors import UserError
+from pingscope.interp.files import read_json
 
 
 def study(options: StudyOptions) -> None:
@@ -18,7 +20,9 @@ def study(options: StudyOptions) -> None:
         loaded = loaded.model_copy(update={"seed": options.seed})
     safe_out(options)
     keeps_results(loaded, options)
-    typer.echo(f"report: {run_study(loaded, options.out)}")
+    report = run_study(loaded, options.out)
+    typer.echo(study_sentence(read_json(options.out / "results.json")))
+    typer.echo(f"report: {report}")
 
 
 def keeps_results(config: StudyConfig, options: StudyOptions) -> None:

@@ -244,3 +244,19 @@ def test_malformed_tokens_name_file_and_field(tmp_path: Path, change: Any, field
     with pytest.raises(UserError, match=re.escape(field)) as error:
         build_report(sample.write(tmp_path, sample.results(), value))
     assert "tokens.json" in str(error.value)
+
+
+def test_what_no_rate_rests_on_stands_beside_the_rates(tmp_path: Path) -> None:
+    results = sample.results() | {
+        "skipped": 2,
+        "impossible": {"agent+system": "the chat template has no system role"},
+        "missing": {"agent": {"t1": "5000 tokens are beyond the context of 4096", "t2": "the page broke"}},
+    }
+    words = " ".join(Page(build_report(sample.write(tmp_path, results))).words.split())
+    for said in (
+        "2 rows of the task files could not be read.",
+        "Not measured: agent+system, which this model cannot be given (the chat template has no system role).",
+        "Missing from every rate of agent: 2 tasks have no outcome (1 × 5000 tokens are beyond the context of 4096;",
+    ):
+        assert words.count(said) == 2  # below the rates, and among the limits
+    assert "Left out" not in Page(build_report(sample.write(tmp_path, sample.results()))).words

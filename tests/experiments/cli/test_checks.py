@@ -169,6 +169,15 @@ def test_endings_say_what_came_out():
     )
     assert "does not restore" in endings.restored_sentence("It", arm(0.0, 1, 1), arm(0.0, 1, 1))
     assert "could not be judged" in endings.behaviour_sentence("It", {})
+    study = {
+        "behaviour": {"base": arm(1.0, 0, 0), "agent": arm(0.09, 1, 1), "agent+prefix": arm(0.87, 0, 1)},
+        "claims": [{"holds": True}, {"holds": False}, {"holds": None}],
+    }
+    assert endings.study_sentence(study) == (
+        "Harmful tasks refused: the base 100 of 100, the agent 9 of 100 and the agent behind the prefix 87 of 100; "
+        "1 of 3 statements hold on these numbers."
+    )
+    assert endings.study_sentence({}) == "0 of 0 statements hold on these numbers."
 
 
 @pytest.mark.parametrize(
@@ -216,10 +225,14 @@ def test_a_finished_study_of_another_config_is_kept(pingscope, tmp_path, monkeyp
     from pingscope.experiments.studies.config import StudyConfig, save_config
 
     started = []
-    monkeypatch.setattr(study, "run_study", lambda config, out: started.append(config.seed))
+
+    def run_study(config, out):
+        started.append(config.seed)
+        (out / "results.json").write_text("{}")
+
+    monkeypatch.setattr(study, "run_study", run_study)
     save_config(StudyConfig(), tmp_path / "config.yaml")
     assert pingscope("study", "--out", tmp_path, "--seed", 1)[0] == 0  # unfinished: its stages decide
-    (tmp_path / "results.json").write_text("{}")
     code, _, err = pingscope("study", "--out", tmp_path, "--seed", 1)
     assert code == 2 and "differs in seed" in err and "--overwrite" in err
     assert pingscope("study", "--out", tmp_path)[0] == 0
