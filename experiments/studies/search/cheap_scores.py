@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from pingscope.experiments.agents.judges import decided
-from pingscope.experiments.agents.rollout import MakeEnvironment, run_pairs
+from pingscope.experiments.agents.rollout import MakeEnvironment, run_pairs, thinks_first
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.beginnings import token_classes
 from pingscope.interp.chat.prefixed import PrefixRenderer
@@ -106,6 +107,7 @@ class PlainEpisodes:
     ) -> None:
         self.engine, self.render, self.make_env = engine, render, make_env
         self.max_turns, self.max_tokens = max_turns, max_tokens
+        self.thinking = thinks_first(engine.model)
         self.tokens = 0
         self.turns: dict[str, list[tuple[Prompt, tuple[int, ...]]]] = {}
         self.success: dict[str, bool] = {}
@@ -120,7 +122,9 @@ class PlainEpisodes:
             return row
 
         def answer(rows: Sequence[Rendered]) -> list[Generation]:
-            said = self.engine.generate(rows, max_new_tokens=self.max_tokens, stop=decided)
+            said = self.engine.generate(
+                rows, max_new_tokens=self.max_tokens, stop=partial(decided, thinking=self.thinking)
+            )
             for row, one in zip(rows, said, strict=True):
                 self.tokens += len(one.ids) + one.finished
                 if one.ids:
@@ -129,7 +133,9 @@ class PlainEpisodes:
 
         self.turns |= {record.id: [] for record in fresh}
         pairs = [(Arm("agent"), record) for record in fresh]
-        for episode in run_pairs(pairs, self.make_env, render, answer, max_turns=self.max_turns):
+        for episode in run_pairs(
+            pairs, self.make_env, render, answer, max_turns=self.max_turns, thinking=self.thinking
+        ):
             self.success[episode.id] = bool(episode.success)
 
 

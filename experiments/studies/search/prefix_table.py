@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ class PrefixTable:
         self.engine = engine
         if answer is None:
             self.engine = engine or SharedPrefill(model)
-            answer = shared_answer(self.engine, judge, max_new_tokens)
+            answer = shared_answer(self.engine, judge, max_new_tokens, thinks_first(model))
             render = render or PrefixRenderer(model)
         self.render: Render = render or model.render
         self.answer = answer
@@ -209,9 +210,13 @@ class PrefixTable:
         return {"identity": self.identity, "key": normalised(text), "text": text, "outcomes": outcomes}
 
 
-def shared_answer(engine: SharedPrefill, judge: str, max_new_tokens: int) -> Answer:
-    """Answers from shared prompts; they end where the strict judge's outcome is decided, under other judges in full."""
-    stop = decided if judge == "strict" else None
+def shared_answer(engine: SharedPrefill, judge: str, max_new_tokens: int, thinking: bool = False) -> Answer:
+    """Answers from shared prompts; they end where the strict judge's outcome is decided, under other judges in full.
+
+    Args:
+        thinking: the prompts end within a thought, in which nothing is decided.
+    """
+    stop = partial(decided, thinking=thinking) if judge == "strict" else None
     return lambda rows: engine.generate(rows, max_new_tokens=max_new_tokens, stop=stop)
 
 
