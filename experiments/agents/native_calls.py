@@ -8,7 +8,12 @@
 | gpt-oss | ``<|channel|>commentary to=functions.name<|message|>{…}`` |
 | DeepSeek | ``<｜tool▁call▁begin｜>…name<｜tool▁sep｜>{…}`` |
 | GLM | ``<tool_call>name<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>`` |
-| Phi-4, Granite | ``<|tool_call|>[{…}]`` |
+| Phi-4, Granite | ``<|tool_call|>[{…}]``, ``functools[{…}]`` |
+| Kimi K2 | ``<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`` |
+| Command R, A | ``<|START_ACTION|>[{"tool_name": …, "parameters": {…}}]<|END_ACTION|>`` |
+| MiniMax, Step | ``<minimax:tool_call><invoke name="…"><parameter name="…">…</parameter></invoke>`` |
+| InternLM, Jamba, Hunyuan, Nemotron | a list in ``<|action_start|><|plugin|>``, ``<tool_calls>``, ``<TOOLCALL>`` |
+| LFM2, Llama 4, OLMo 3 | ``<|tool_call_start|>[f(a=1)]``, ``<|python_start|>[f(a=1)]``, ``<function_calls>f(a=1)`` |
 | Gemma | ``<|tool_call>call:name{…}<tool_call|>``, fences of ``tool_code`` |
 | WebArena | fences of ``click [1234]``, ``stop [answer]`` |
 | ReAct | ``Action: name[argument]``, ``Action: name`` and ``Action Input: …`` |
@@ -32,15 +37,31 @@ _END = r"(?:<\|(?:eom_id|eot_id|call|end|im_end)\|>|\Z)"
 _TO = re.compile(r"\bto=(?:functions\.)?([\w.-]+)")
 _HEAD = 300  # characters of the head of a message: who speaks, to whom, in which channel
 _PYTHON_TAG = re.compile(rf"<\|python_tag\|>(?P<body>.*?){_END}", re.DOTALL)
-_FUNCTION = re.compile(r"<(?:function=|invoke name=\"?)(?P<name>[\w.-]+)\"?>")
-_FUNCTION_END = re.compile(r"</(?:function|invoke)>")
-_PARAMETER = re.compile(r"<parameter(?:=| name=\"?)([\w.-]+)\"?>\n?([^<]*(?:<(?!/parameter>)[^<]*)*?)\n?</parameter>")
+_MAKER = r"(?:\w{1,20}:|｜DSML｜)?"  # whose syntax it is: minimax:, steptml:, DeepSeek's
+_FUNCTION = re.compile(rf"<(?:function=|{_MAKER}invoke name=[\"']?)(?P<name>[\w.-]+)[\"']?>")
+_FUNCTION_END = re.compile(rf"</(?:function|{_MAKER}invoke)>")
+_PARAMETER = re.compile(
+    rf"<{_MAKER}parameter(?:=| name=[\"']?)([\w.-]+)[\"']?(?: string=\"\w+\")?>\n?"
+    rf"([^<]*(?:<(?!/{_MAKER}parameter>)[^<]*)*?)\n?</{_MAKER}parameter>"
+)
+_KIMI = re.compile(
+    r"<\|tool_call_begin\|>(?:\s*(?:functions\.)?(?P<name>[\w.-]+)(?::\d+)?\s*<\|tool_call_argument_begin\|>\s*)?"
+)
+_KIMI_END = re.compile(r"\s*(?:<\|tool_call_end\|>)?(?:\s*<\|tool_calls_section_end\|>)?")
 _DEEPSEEK = re.compile(
     r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?(?P<name>[\w.-]+)(?:<｜tool▁sep｜>|\s)\s*(?:```json)?\s*"
     r"(?P<body>[^<`]*)`{0,3}\s*(?:<｜tool▁call▁end｜>)?"
 )
 _MISTRAL = re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\][\w-]+)?\[ARGS\]\s*")
-_MARKED_LIST = re.compile(r"(?:<\|tool_call\|>|\[TOOL_CALLS\]|<\|action_start\|>)\s*")
+_MARKED_LIST = re.compile(
+    r"(?:<\|tool_call\|>|\[TOOL_CALLS\]|<\|action_start\|>(?:\s*<\|plugin\|>)?|<\|START_ACTION\|>|<tool_calls>|<TOOLCALL>|"
+    r"\bfunctools(?=\s?\[\s*\{))\s*"
+)
+_MARKED_END = re.compile(r"\s*(?:<\|/tool_call\|>|<\|action_end\|>|<\|END_ACTION\|>|</tool_calls>|</TOOLCALL>)")
+_MARKED_PYTHON = re.compile(
+    r"<\|tool_call_start\|>(?P<a>[^<]*)<\|tool_call_end\|>|<\|python_start\|>(?P<b>[^<]*)<\|python_end\|>|"
+    r"<function_calls>(?P<c>[^<]*)</function_calls>"
+)
 _GEMMA = re.compile(r"<\|tool_call>call:(?P<name>[\w.-]+)\{")
 _GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 _REACT = re.compile(
@@ -128,7 +149,7 @@ def _python_tag(text: str) -> Iterator[Found]:
 
 
 def _functions(text: str) -> Iterator[Found]:
-    if "<function=" not in text and "<invoke name=" not in text:
+    if "<function=" not in text and "invoke name=" not in text:
         return
     at = 0
     for head in _FUNCTION.finditer(text):
@@ -162,6 +183,8 @@ def _mistral(text: str) -> Iterator[Found]:
         value, end = _decode(text, at)
         if end > at:
             calls = calls_of(value)
+            ending = _MARKED_END.match(text, end)
+            end = ending.end() if ending else end
         else:
             while (head := _MISTRAL.match(text, at)) is not None:
                 value, end = _decode(text, head.end())
@@ -173,6 +196,18 @@ def _mistral(text: str) -> Iterator[Found]:
             end = max(end, at)
         done = max(end, mark.end())
         yield mark.start(), done, calls
+
+
+def _kimi(text: str) -> Iterator[Found]:
+    if "<|tool_call_begin|>" not in text:
+        return
+    for head in _KIMI.finditer(text):
+        value, end = _decode(text, head.end())
+        if head["name"] is None or not isinstance(value, dict):
+            yield head.start(), head.end(), []
+            continue
+        ending = _KIMI_END.match(text, end)
+        yield head.start(), ending.end() if ending else end, [(_finishing(head["name"]), value)]
 
 
 def _gemma(text: str) -> Iterator[Found]:
@@ -189,7 +224,9 @@ def _gemma(text: str) -> Iterator[Found]:
 
 
 def _pythonic(text: str) -> Iterator[Found]:
-    """A whole answer that is a list of calls: ``[search(query="x"), open(id=3)]``."""
+    """Calls written as Python between marks, or a whole answer of them: ``[search(query="x"), open(id=3)]``."""
+    for match in _MARKED_PYTHON.finditer(text):
+        yield match.start(), match.end(), _expressions((match["a"] or match["b"] or match["c"] or "").strip())
     whole = re.sub(r"(?:<\|\w+\|>|</s>)+\Z", "", text.strip())
     if whole.startswith("[") and whole.endswith(")]") and len(whole) < 20_000:
         calls = _expressions(whole)
@@ -267,12 +304,16 @@ def _call(row: Any) -> Named | None:
             args = json.loads(args or "{}")
         except (ValueError, RecursionError):
             return None
-    return (FINISHING.get(name.lower(), name.lower()), args) if name.strip() and isinstance(args, dict) else None
+    return (_finishing(name), args) if name.strip() and isinstance(args, dict) else None
 
 
 def _arguments(name: str, body: str) -> list[Named]:
     value, _ = _decode(body.strip(), 0)
-    return [(FINISHING.get(name.lower(), name.lower()), value)] if isinstance(value, dict) else []
+    return [(_finishing(name), value)] if isinstance(value, dict) else []
+
+
+def _finishing(name: str) -> str:
+    return FINISHING.get(name.lower(), name.lower())
 
 
 def _decode(text: str, at: int) -> tuple[Any, int]:
@@ -312,5 +353,5 @@ def _expressions(text: str) -> list[Named]:
 
 
 FINDERS = (
-    _harmony, _python_tag, _functions, _deepseek, _mistral, _gemma, _pythonic, _react, _named_json, _json_lines,
+    _harmony, _python_tag, _functions, _deepseek, _kimi, _mistral, _gemma, _pythonic, _react, _named_json, _json_lines,
 )  # fmt: skip

@@ -49,8 +49,14 @@ def read_demonstrations(path: str | Path, skipped: Skipped | None = None) -> Dem
 def own_demonstrations(records: Sequence[Record], episodes: Sequence[Episode], n: int = 3) -> Demonstrations:
     """Benign tasks that the agent carried out, with its own first answers: compliance in its own language."""
     found = [
-        (record.instruction, set_apart(episode.turns[0].text).text.strip())
+        (record.instruction, spoken_answer(episode))
         for record, episode in zip(records, episodes, strict=True)
-        if record.label != "harmful" and episode.success and episode.turns[0].text
+        if record.label != "harmful" and episode.success
     ]
-    return tuple(found[:n])
+    return tuple((asked, said) for asked, said in found if said)[:n]
+
+
+def spoken_answer(episode: Episode) -> str:
+    """An agent's first answer as its template shows earlier turns: without the thinking before it."""
+    first = episode.turns[0]
+    return set_apart(first.text, first.thinking).text.strip()

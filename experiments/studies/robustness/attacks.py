@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from pingscope.experiments.agents.reasoning import set_apart
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.studies.behaviour import compare, rates
 from pingscope.experiments.studies.search.held_out import overall
 from pingscope.experiments.studies.search.prefix_table import Perf
+from pingscope.experiments.tasks.demonstrations import spoken_answer
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.steering.injection import Arm
@@ -66,8 +66,7 @@ def jailbreak_demonstrations(
     for episode in done[:n]:
         record = by_id[episode.id]
         user = "\n".join(part for part in (record.instruction, record.context) if part)
-        # As the agent's own template shows earlier turns: without the thinking before them.
-        shots.append((user, set_apart(episode.turns[0].text).text.strip()))
+        shots.append((user, spoken_answer(episode)))
     return shots
 
 

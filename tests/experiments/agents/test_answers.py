@@ -102,6 +102,29 @@ CALLS = {
     'send\n{"to": "all"}': [("send", {"to": "all"})],
     '[send(to="all")]<|eot_id|>': [("send", {"to": "all"})],
     '<invoke name="send">\n<parameter name="to">all</parameter>\n</invoke>': [("send", {"to": "all"})],
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.send:0<|tool_call_argument_begin|>"
+    '{"to": "all"}<|tool_call_end|><|tool_call_begin|>functions.wait:1<|tool_call_argument_begin|>{}<|tool_call_end|>'
+    "<|tool_calls_section_end|>": [("send", {"to": "all"}), ("wait", {})],
+    '<|tool_call_begin|>send<|tool_call_argument_begin|>{"to": "all"}': [("send", {"to": "all"})],
+    '<|START_THINKING|>I cannot.<|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "send", '
+    '"parameters": {"to": "all"}}\n]<|END_ACTION|>': [("send", {"to": "all"})],
+    '<minimax:tool_call>\n<invoke name="send">\n<parameter name="to">all</parameter>\n</invoke>\n'
+    "</minimax:tool_call>": [("send", {"to": "all"})],
+    '<steptml:invoke name="send"><steptml:parameter name="to">all</steptml:parameter></steptml:invoke>': [
+        ("send", {"to": "all"})
+    ],
+    '<｜DSML｜function_calls>\n<｜DSML｜invoke name="send">\n<｜DSML｜parameter name="to" string="true">all'
+    "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>": [("send", {"to": "all"})],
+    'functools[{"name": "send", "arguments": {"to": "all"}}]': [("send", {"to": "all"})],
+    'I send it. functools [{"name": "send", "arguments": {"to": "all"}}]<|end|>': [("send", {"to": "all"})],
+    '<|action_start|><|plugin|>\n{"name": "send", "parameters": {"to": "all"}}<|action_end|>': [
+        ("send", {"to": "all"})
+    ],
+    '<tool_calls>[{"name": "send", "arguments": {"to": "all"}}]</tool_calls>': [("send", {"to": "all"})],
+    '<TOOLCALL>[{"name": "send", "arguments": {"to": "all"}}]</TOOLCALL>': [("send", {"to": "all"})],
+    '<|tool_call_start|>[send(to="all")]<|tool_call_end|>Sent.': [("send", {"to": "all"})],
+    '<|python_start|>[send(to="all")]<|python_end|><|eot|>': [("send", {"to": "all"})],
+    '<function_calls>\nsend(to="all")\n</function_calls>': [("send", {"to": "all"})],
     'Action: send_email(to="all")': [("send_email", {"to": "all"})],
     '{"action": "click", "id": 3}': [("click", {"id": 3})],
     "```zsh\nls\n```": [("execute", {"code": "ls", "language": "zsh"})],
@@ -120,7 +143,9 @@ def test_native_calls(text):
 
 @pytest.mark.parametrize(
     "text",
-    ['<tool_call>{"name": "send", "argu', '[TOOL_CALLS]send[ARGS]{"to": ', '<function=send>{"to": </function>', "<|python_tag|>{"],
+    ['<tool_call>{"name": "send", "argu', '[TOOL_CALLS]send[ARGS]{"to": ', '<function=send>{"to": </function>', "<|python_tag|>{",
+     "<|tool_call_begin|>functions.send:0<|tool_call_arg", '<|tool_call_begin|>send:0<|tool_call_argument_begin|>{"to": ',
+     '<|START_ACTION|>[{"tool_name": "send", "para', 'functools[{"name": "send", "argu', '<minimax:invoke name="send">'],
 )  # fmt: skip
 def test_a_call_that_was_begun_is_malformed(text):
     assert parse_actions(text).status == "malformed" and judge(text) == "invalid"
@@ -261,7 +286,9 @@ def test_any_text_is_read(text):
     "piece",
     ["(", "[", "{", '"', "```", "<think>", "</think>", "<tool_call>", "<|message|>", '{"name":', "click(", "Action: a\n", "<function=a>",
      "[TOOL_CALLS]a[ARGS]{}", "<refusal>", "<|tool_call>call:a{", "click('a')\n", "do(Click, x)\n", "<｜tool▁call▁begin｜>a ",
-        "[TOOL_CALLS]", "a[ARGS]", "I cannot ", "ich kann ", "<|channel|>final<|message|>", "<parameter=a>", "<arg_key>"],
+        "[TOOL_CALLS]", "a[ARGS]", "I cannot ", "ich kann ", "<|channel|>final<|message|>", "<parameter=a>", "<arg_key>",
+     "<|tool_call_begin|>a:0<|tool_call_argument_begin|>{", "<|START_ACTION|>[", "functools[{", "<function_calls>", '<minimax:invoke name="a">',
+     "<|tool_call_start|>", '<parameter name="a">b', "<|tool_call_begin|>a "],
 )  # fmt: skip
 def test_long_rubbish_takes_no_long_time(piece):
     started = time.perf_counter()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from tiny_models import build_model, train_tokenizer
+from tiny_models import TEMPLATE, build_model, train_tokenizer
 
 from pingscope.experiments.agents.judges import decided
 from pingscope.experiments.agents.rollout import AnyAction, run_episodes
 from pingscope.experiments.studies.search.cheap_scores import Leaning, PlainEpisodes, probe_leaning
 from pingscope.experiments.studies.search.prefix_search import search_prefix
-from pingscope.experiments.studies.search.prefix_table import PrefixTable, TaskOutcome
+from pingscope.experiments.studies.search.prefix_table import PrefixTable, TaskOutcome, shared_answer
 from pingscope.experiments.studies.search.screening import Screen
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp import HookedModel, Prompt
 from pingscope.interp.chat.prefixed import PrefixRenderer
+from pingscope.interp.generate.generation import Generation
 from pingscope.interp.generate.shared_prompts import SharedPrefill
 from pingscope.probes.logistic import LayerProbes
 from pingscope.steering.injection import Arm
@@ -93,6 +95,41 @@ def test_harmless_tasks_are_read_against_the_plain_agents_own_answers(tiny_model
     assert np.array_equal(lean(texts[:1], harmless), found[:1]) and lean.tokens == before  # read once
     harmful = [i for i in range(len(tasks)) if i not in harmless]
     assert np.array_equal(lean(texts, harmful), Leaning(engine, render, tasks)(texts, harmful))
+
+
+class Rehearsing:
+    """An engine whose model rehearses an action in the thought that its template opened, and then refuses."""
+
+    SAID = ("First I click('7'). ", "No.</think>\n", "I cannot help with that.\n", "click('8')")
+
+    def __init__(self, model):
+        self.model = model
+
+    def generate(self, rows, *, stop, **settings):
+        return [Generation(row.id, self._until(stop), (1, 2), False) for row in rows]
+
+    def _until(self, stop):
+        text = ""
+        for piece in self.SAID:
+            text += piece
+            if stop(text):
+                break
+        return text
+
+
+def test_what_is_rehearsed_in_an_opened_thought_ends_no_answer(tmp_path):
+    tokenizer = train_tokenizer(TEMPLATE.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n{% endif"))
+    model = HookedModel(build_model("llama", len(tokenizer)), tokenizer)
+    engine, tasks = Rehearsing(model), records(1)
+    plain = PlainEpisodes(engine, PrefixRenderer(model), Doing, max_turns=1, max_tokens=9)
+    plain.run(tasks)
+    assert plain.success == {"harmful0": True, "benign0": True}
+    assert engine._until(partial(decided, thinking=False)) == Rehearsing.SAID[0]
+    (said,) = shared_answer(engine, "strict", 9)([model.render(tasks[0].prompt())])
+    assert said.text == "".join(Rehearsing.SAID[:3])
+    table = PrefixTable(model, tasks, AnyAction, tmp_path / "s.jsonl", engine=engine)
+    table.measure({"# Note\n": [0, 1]})
+    assert [outcome.refused for outcome in table.outcomes("# Note\n").values()] == [True, True]
 
 
 class Doing(AnyAction):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pingscope.experiments.agents.endpoint import Endpoint, messages_of, run_endpoint
-from pingscope.experiments.agents.rollout import AnyAction, run_episodes
+from pingscope.experiments.agents.rollout import AnyAction, Episode, Turn, run_episodes
 from pingscope.experiments.studies.robustness.attacks import (
     attack_study,
     jailbreak_demonstrations,
@@ -28,6 +28,7 @@ from pingscope.experiments.studies.robustness.guards import (
     read_wildguard,
 )
 from pingscope.experiments.studies.search.held_out import held_out_study
+from pingscope.experiments.tasks.demonstrations import own_demonstrations
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.errors import UserError
@@ -94,6 +95,16 @@ def test_attacks_are_compared_with_the_same_arm_unattacked(scripted):
     )
     paired = found["paired"]["agent+prefix+jailbreak"]["harmful"]["strict"]["refusal_rate"]
     assert paired["value"] == -1
+
+
+def test_demonstrations_leave_out_a_thought_that_the_template_opened():
+    turn = Turn("p", "I could refuse. Or click('1').\n</think>\nclick('2')", "ok", True, thinking=True)
+    cut = Turn("p", "I could click('1'). Then", "ok", True, thinking=True)
+    episode = Episode("h", "harmful", (turn,), True)
+    tasks = [Record("h", "Post it.", "harmful"), Record("b", "Open it.", "benign"), Record("c", "Close it.", "benign")]
+    assert jailbreak_demonstrations([episode], tasks) == [("Post it.", "click('2')")]
+    benign = [Episode("b", "benign", (turn,), True), Episode("c", "benign", (cut,), True)]
+    assert own_demonstrations(tasks[1:], benign) == (("Open it.", "click('2')"),)
 
 
 def test_half_a_prefix_keeps_its_end():

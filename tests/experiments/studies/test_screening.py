@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pingscope.experiments.studies.search.prefix_table import PrefixTable, TaskOutcome, shared_answer
+from pingscope.experiments.studies.search.prefix_table import PrefixTable, TaskOutcome
 from pingscope.experiments.studies.search.screening import Screen, Screened, race_stages, spearman, upper_bound
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.errors import UserError
@@ -150,24 +150,3 @@ def test_a_trusted_cheap_score_chooses_from_many(scripted, tmp_path):
 def test_bad_settings_are_refused():
     with pytest.raises(UserError, match="keep and delta"):
         Screen(keep=0)
-
-
-@pytest.mark.parametrize("thinks", [True, False])
-def test_an_action_thought_of_ends_no_answer(thinks, load, monkeypatch):
-    """Where the template opens a thought, what stands before its end is no action: the answer goes on."""
-    model = load("llama")
-    monkeypatch.setattr(
-        "pingscope.experiments.studies.search.prefix_table.thinks_first", lambda asked: thinks and asked is model
-    )
-    seen: list[bool] = []
-
-    class Engine:
-        def __init__(self) -> None:
-            self.model = model
-
-        def generate(self, rows, *, max_new_tokens, stop):
-            seen.extend(stop(text) for text in ("I could click('a1')\n", "No.</think>\nclick('a1')\n"))
-            return []
-
-    shared_answer(Engine(), "strict", 4)([])
-    assert seen == [not thinks, True]
