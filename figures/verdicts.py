@@ -50,6 +50,7 @@ def readings_table(arm: str, cells_by_layer: dict[str, Any], layers: list[str]) 
         ("Raw, benign", "raw", "benign", 1),
         ("Gap", "contrast", "gap", 1),
         ("Gap lost", "contrast", "gap_shrink", 2),
+        ("Lost gap restored", "contrast", "gap_restored", 2),
         ("AUROC", "contrast", "auroc", 2),
         ("Shift, harmful", "shift", "harmful", 1),
         ("Placed probe AUROC", "placed", "auroc", 2),

@@ -152,6 +152,38 @@ def gap_shrink(
     return Estimate(value, bootstrap(shrink, len(z), groups=taken, strata=harmful, seed=seed), len(z), missing)
 
 
+def gap_restored(
+    reference: Reference, agent: Positions, arm: Positions, layer: int, position: str = "final"
+) -> Estimate:
+    """How much of the gap that the agent lost an intervention brings back, at one position over the same prompts.
+
+    (gap of the arm - gap of the agent) / (gap of the base - gap of the agent): 0 = nothing, 1 = all of it, negative =
+    it takes more away. The paper's claim about a prefix (section 5) as a number. All three are resampled together; NaN
+    where the agent lost no gap.
+    """
+    rows, layers = reference.contrasted, (reference.pooled, reference.aligned(agent), reference.aligned(arm))
+    base, plain, changed = (reference.probes.logits(one[position].features[layer][rows], layer) for one in layers)
+    here = ~(np.isnan(base) | np.isnan(plain) | np.isnan(changed))
+    harmful, groups = reference.harmful[rows][here], reference.within(rows)
+    lost, back = (base - plain)[here], (changed - plain)[here]
+    missing = int((~here).sum())
+    if not harmful.any() or harmful.all():
+        return Estimate(np.nan, NO_INTERVAL, len(lost), missing)
+
+    def share(weights: np.ndarray) -> np.ndarray:
+        whole = gap(weights, lost, harmful)
+        found = np.full(len(whole), np.nan)
+        np.divide(gap(weights, back, harmful), whole, out=found, where=whole > 0)
+        return found
+
+    value = float(share(np.ones((1, len(lost))))[0])
+    if np.isnan(value):
+        return Estimate(value, NO_INTERVAL, len(lost), missing)
+    taken = None if groups is None else groups[here]
+    interval = bootstrap(share, len(lost), groups=taken, strata=harmful, seed=reference.seed)
+    return Estimate(value, interval, len(lost), missing)
+
+
 def label_controls(
     reference: Reference, arm: Positions, shuffled: Sequence[LayerProbes], layer: int
 ) -> dict[str, Estimate]:

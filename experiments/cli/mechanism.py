@@ -43,7 +43,7 @@ def mechanism(options: MechanismOptions) -> None:
         "probes": [sha256_of(found.directions.tobytes()) for found in probes.values()],
         "tasks": [asdict(record) for record in (*choosing, *shown)],
         "settings": options.model_dump(mode="json", include=SETTINGS),
-        "code": code_version("episodes"),
+        "code": code_version("study"),
         "pingscope version": version("pingscope"),
     }
     with bar("mechanism", None) as advance:

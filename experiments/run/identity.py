@@ -31,6 +31,10 @@ _EPISODES = (
 )
 CODE = {
     "episodes": _EPISODES,
+    "study": (
+        *("interp", "probes", "steering", "experiments/agents", "experiments/models/organism", "experiments/studies"),
+        "experiments/tasks",
+    ),
     "search": (*_EPISODES, "experiments/studies/search/prefix_table.py"),
     "finetune": ("interp/chat", "experiments/models/finetune.py"),
 }

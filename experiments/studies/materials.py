@@ -57,7 +57,7 @@ class Bench:
         return {
             "base model": model_identity(self.base),
             "agent model": model_identity(self.agent),
-            "code of the episodes": code_version("episodes"),
+            "code": code_version("study"),
             "validation tasks": [asdict(record) for record in self.validation],
             "test tasks": [asdict(record) for record in self.test],
             "limits of generation": [self.config.max_turns, self.config.max_new_tokens],

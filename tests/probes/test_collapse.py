@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pingscope.interp.errors import UserError
-from pingscope.probes.collapse import Reference, gap_shrink, label_controls, readings
+from pingscope.probes.collapse import Reference, gap_restored, gap_shrink, label_controls, readings
 from pingscope.probes.logistic import LayerProbes
 from pingscope.probes.realigned import realign
 from pingscope.probes.verdict import READINGS, noise_floor, verdict
@@ -169,3 +169,20 @@ def test_groups_are_never_split(planted) -> None:
     clusters = grouped.within(grouped.contrasted)
     assert all(not set(clusters[train]) & set(clusters[test]) for train, test in cross.splits)
     assert readings(grouped, base, 0)["contrast"]["final"]["auroc"].value > 0.95
+
+
+@pytest.mark.parametrize(("kept", "back"), [(0.25, 0.625), (0.25, 1.0), (0.25, 0.25), (0.5, 0.0), (0.0, 1.5)])
+def test_the_share_of_the_gap_that_comes_back_is_that_of_the_scaling(planted, kept, back) -> None:
+    base = planted(4.0)
+    agent, arm = (at_final(base, lambda x, by=by: x * np.r_[by, np.ones(7)]) for by in (kept, back))
+    found = gap_restored(Reference(base, PROBES), agent, arm, 0)
+    wanted = (back - kept) / (1 - kept)
+    assert found.value == pytest.approx(wanted) and found.ci == pytest.approx((wanted, wanted))
+    assert found.n == 80 and found.n_missing == 0
+
+
+def test_where_no_gap_was_lost_nothing_can_come_back(planted) -> None:
+    base = planted(4.0)
+    wider = at_final(base, lambda x: x * np.r_[2.0, np.ones(7)])
+    assert np.isnan(gap_restored(Reference(base, PROBES), wider, base, 0).value)
+    assert np.isnan(gap_restored(Reference(base, PROBES), base, wider, 0).value)

@@ -138,7 +138,10 @@ def test_the_code_of_a_part_is_its_files(monkeypatch: pytest.MonkeyPatch, tmp_pa
     copied = tmp_path / "package"
     for name in {name for names in identity.CODE.values() for name in names}:
         source = identity.PACKAGE / name
-        (shutil.copytree if source.is_dir() else _copy)(source, copied / name)
+        if source.is_dir():
+            shutil.copytree(source, copied / name, dirs_exist_ok=True)
+        else:
+            _copy(source, copied / name)
     before = {part: identity.code_version(part) for part in identity.CODE}
     monkeypatch.setattr(identity, "PACKAGE", copied)
     identity.code_version.cache_clear()

@@ -99,7 +99,16 @@ def test_the_sections_have_the_shape_of_results_json(run) -> None:
     assert all(0 < e["n"] <= 100 for e in estimates(found["collapse"]))
     assert found["floor"]["n"] == 3 or found["floor"]["n"] + found["floor"]["rejected"] == 6
     assert readings["floor"]["contrast"]["final"]["gap"]["n"] == found["floor"]["n"]
-    assert {row["id"] for row in found["collapse_claims"]} >= {"collapse-contrast", "collapse-realigned"}
+    claims = {row["id"]: row for row in found["collapse_claims"]}
+    assert set(claims) >= {"collapse-contrast", "collapse-realigned", "signal-restored"}
+    share = claims["signal-restored"]["evidence"]["share restored, agent+prefix"]
+    lost = found["collapse"]["agent"]["3"]["contrast"]["final"]["gap_shrink"]["value"]
+    left = found["collapse"]["agent+prefix"]["3"]["contrast"]["final"]["gap_shrink"]["value"]
+    layer = found["collapse"]["agent+prefix"]["3"]["contrast"]["final"]["gap_restored"]
+    assert (layer["value"] is None) == (lost <= 0)
+    if lost > 0:
+        assert layer["value"] == pytest.approx((lost - left) / lost, rel=1e-4)
+    assert (claims["signal-restored"]["holds"] is None) == (share["value"] is None)
 
 
 def test_readings_agree_with_tracks_and_with_the_files(run) -> None:
