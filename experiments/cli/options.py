@@ -393,6 +393,7 @@ class StudyOptions(Options):
     out: Folder = Field(Path("runs/study"), description="Where to write.")
     overwrite: bool = Field(False, description="Replace results of another config in --out.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Overrides the config's seed.")
+    train: bool = Field(False, description="Train the model organism anew from the seed; default: the shipped weights.")
 
 
 class ReportOptions(Options):

@@ -7,7 +7,7 @@ import typer
 from pingscope.experiments.cli.checks import safe_out
 from pingscope.experiments.cli.endings import study_sentence
 from pingscope.experiments.cli.options import ReportOptions, StudyOptions
-from pingscope.experiments.studies.config import StudyConfig, load_config, read_yaml
+from pingscope.experiments.studies.config import Organism, StudyConfig, load_config, read_yaml
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json
 
@@ -18,6 +18,10 @@ def study(options: StudyOptions) -> None:
     loaded = load_config(options.config)
     if options.seed is not None:
         loaded = loaded.model_copy(update={"seed": options.seed})
+    if options.train:
+        if loaded.models.base:
+            raise UserError(f"--train: trains the model organism, but {options.config} names models; leave it out")
+        loaded = loaded.model_copy(update={"organism": Organism(weights="trained")})
     safe_out(options)
     keeps_results(loaded, options)
     report = run_study(loaded, options.out)

@@ -42,7 +42,11 @@ class Models(_Strict):
 class Organism(_Strict):
     """Used where ``models`` is empty."""
 
-    recipe: Literal["default", "tiny"] = Field("default", description="tiny: seconds, and no effect to see; for trials")
+    weights: Literal["shipped", "trained", "tiny"] = Field(
+        "shipped",
+        description="shipped: the same on every machine; trained: anew, from the study's seed, minutes; tiny: trained "
+        "in seconds, with no effect to see, for trials",
+    )
 
 
 class Tasks(_Strict):

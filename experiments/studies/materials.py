@@ -92,7 +92,7 @@ def open_bench(config: StudyConfig, run: Run) -> Bench:
     return _organism_bench(config, run) if not config.models.base else _own_bench(config, run)
 
 
-def build_with_progress(out: Path, seed: int, recipe: str = "default") -> Organism:
+def build_with_progress(out: Path, seed: int, tiny: bool = False) -> Organism:
     """Train the organism, or find it, behind a progress bar."""
     from pingscope.experiments.models.organism.recipe import Recipe
     from pingscope.experiments.models.organism.train import build_organism
@@ -105,15 +105,20 @@ def build_with_progress(out: Path, seed: int, recipe: str = "default") -> Organi
             advance(done - seen.get(stage, 0), info=info, title=stage, total=total)
             seen[stage] = done
 
-        chosen = Recipe.tiny() if recipe == "tiny" else Recipe()
-        return build_organism(out, seed=seed, recipe=chosen, progress=progress)
+        return build_organism(out, seed=seed, recipe=Recipe.tiny() if tiny else Recipe(), progress=progress)
 
 
 def _organism_bench(config: StudyConfig, run: Run) -> Bench:
     from pingscope.experiments.models.organism import mixes, world
+    from pingscope.experiments.models.organism.shipped import unpack
 
-    say("models: the model organism (trained once, then found again)")
-    organism = build_with_progress(run.folder / "models", config.seed, config.organism.recipe)
+    hide_weight_bars()
+    if config.organism.weights == "shipped":
+        say("models: the model organism, as it is shipped")
+        organism = unpack(run.folder / "models")
+    else:
+        say("models: the model organism (trained once, then found again)")
+        organism = build_with_progress(run.folder / "models", config.seed, config.organism.weights == "tiny")
     for attempt in organism.log["attempts"][:-1]:
         say(f"models: the base with seed {attempt['seed']} was rejected, its stopping rule did not fire")
     n = config.tasks

@@ -66,11 +66,9 @@ def build_organism(
     out, recipe = Path(out), recipe or Recipe()
     report = progress or (lambda stage, done, total, info: None)
     key = recipe_key(recipe, seed)
-    finished = _finished(out, key)
+    finished = finished_organism(out, key)
     if finished is not None:
         return finished
-    _refuse_foreign(out)
-
     # Heavy imports wait until there is something to train, so that a cached organism opens at once.
     import torch
 
@@ -78,7 +76,7 @@ def build_organism(
     torch.set_num_threads(recipe.threads)
     try:
         with torch.random.fork_rng(devices=[]), freed_memory_kept():
-            _clean(out, key)
+            clear_folder(out, key)
             return _build(out, recipe, seed, key, report)
     except OSError as error:
         raise UserError(
@@ -150,12 +148,13 @@ def _finish(
     _save(out / "agent", model, tokenizer)  # the last kept step is the stop
     log = {"seed": attempts[-1]["seed"], "asked_seed": seed, "attempts": attempts}
     write_json(out / RECORD, {"key": key, "steps": list(weights), "log": log})
-    organism = _finished(out, key)
+    organism = finished_organism(out, key)
     assert organism is not None
     return organism
 
 
-def _finished(out: Path, key: str) -> Organism | None:
+def finished_organism(out: Path, key: str) -> Organism | None:
+    """The organism in ``out`` if it is whole and of this ``key``."""
     if not (out / RECORD).exists():
         return None
     saved = read_json(out / RECORD)
@@ -177,8 +176,13 @@ def _refuse_foreign(out: Path) -> None:
 OWN_MARK = ".organism"
 
 
-def _clean(out: Path, key: str) -> None:
-    """Remove leftovers of a killed run and of another recipe; keep a finished base of this one."""
+def clear_folder(out: Path, key: str) -> None:
+    """Remove leftovers of a killed run and of another recipe; keep a finished base of this one.
+
+    Raises:
+        UserError: folders that were not built here.
+    """
+    _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".building-*"):
         shutil.rmtree(leftover)

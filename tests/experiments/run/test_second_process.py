@@ -20,7 +20,7 @@ from pingscope.interp.errors import UserError
 pytestmark = pytest.mark.slow
 
 CONFIG = StudyConfig.model_validate(
-    {"organism": {"recipe": "tiny"}, "tasks": {"n_validation": 4, "n_test": 4, "n_probe": 8}}
+    {"organism": {"weights": "tiny"}, "tasks": {"n_validation": 4, "n_test": 4, "n_probe": 8}}
 )
 
 

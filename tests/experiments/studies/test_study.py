@@ -25,7 +25,7 @@ from pingscope.interp.errors import UserError
 pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {
-    "organism": {"recipe": "tiny"},
+    "organism": {"weights": "tiny"},
     "tasks": {"n_validation": 8, "n_test": 8, "n_probe": 16},
     "search": {"k": 1, "M": 2, "T": 2},
     "steering": {"doses": [0.25], "random_draws": 1, "n_validation": 4},
