@@ -30,7 +30,8 @@ def mechanism(options: MechanismOptions) -> None:
     from pingscope.experiments.studies.mechanism.mechanism import mechanism_study
 
     limit = options.limit
-    choosing, shown = choosing_and_shown(Reader(options.skip_bad), options.tasks, limit, options.validation, limit)
+    read = Reader(options.skip_bad)
+    choosing, shown = choosing_and_shown(read, options.tasks, limit, options.validation, limit)
     needs_labels("--tasks", options.tasks, shown)
     needs_labels("--validation", options.validation or options.tasks, choosing)
     probes = {"base": load_probes(options.probes)}
@@ -60,7 +61,9 @@ def mechanism(options: MechanismOptions) -> None:
         typer.echo(
             f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
         )
-    write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims))
+    if read.skipped:
+        typer.echo(f"{read.skipped} bad records skipped")
+    write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims), skipped=read.skipped)
 
 
 def _ending(claims: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from pingscope.experiments.cli.checks import safe_out
+from pingscope.experiments.cli.endings import organism_sentence
 from pingscope.experiments.cli.options import DoctorOptions, FinetuneOptions, OrganismOptions
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.tasks.rows import Skipped
@@ -18,6 +19,7 @@ def organism(options: OrganismOptions) -> None:
         state = "kept" if attempt["fired"] else "rejected: the stopping rule did not fire"
         seconds = f"base {attempt['base_seconds']:.0f} s, agent {attempt['agent_seconds']:.0f} s"
         say(f"seed {attempt['seed']}: {seconds}, {state}")
+    typer.echo(organism_sentence(built.log))
     typer.echo(f"base: {built.base}\nagent: {built.agent}")
     for step, path in built.checkpoints:
         typer.echo(f"step {step}: {path}")

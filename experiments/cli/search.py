@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from pingscope.experiments.cli.checks import disjoint, needs_labels
+from pingscope.experiments.cli.endings import unread_line
 from pingscope.experiments.cli.options import SearchOptions
 from pingscope.experiments.cli.shared import (
     Episodes,
@@ -20,7 +21,7 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import print_table, signed
+from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, said_missing, signed
 from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars
 from pingscope.experiments.studies.search.held_out import held_out_study
@@ -74,15 +75,26 @@ def search(options: SearchOptions) -> None:
     if isinstance(proposing, ModelGenerator) and not proposing.usable:
         raise UserError(f"--generator {options.generator}: {proposing.account()}")
     atomic_write(out / "prefix.txt", found.best.text)
-    print_candidates(found)
+    print_candidates(found, skipped=read.skipped)
     for line in spent_lines(found, proposing):
         typer.echo(line)
     section = search_section(found, settings, perf, options.generator, proposing)
+    play = Episodes(out, options.max_turns, options.max_new_tokens)
     if unseen:
-        evaluate = partial(Episodes(out, options.max_turns, options.max_new_tokens), model)
-        section["held_out"] = held_out_study(found, model, unseen, records, evaluate, perf)
-        print_held_out(section["held_out"])
-    write_results(run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf))
+        section["held_out"] = held_out_study(found, model, unseen, records, partial(play, model), perf)
+        print_held_out(section["held_out"], read.skipped)
+        said_missing({}, play.missing)
+    write_results(
+        run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf),
+        hint=_hint(found), skipped=read.skipped,
+        missing=play.missing,
+    )  # fmt: skip
+
+
+def _hint(found: SearchResult) -> str:
+    counts = found.best.score.counts
+    n = counts["n_harmful"] + counts["n_benign"]
+    return unread_line("the agent behind the best prefix", round((counts["invalid"] or 0) * n), n)
 
 
 def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Sequence[Record]) -> None:
@@ -156,22 +168,27 @@ def make_generator(
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
 
 
-def print_candidates(found: SearchResult, n: int = 5) -> None:
+def print_candidates(found: SearchResult, n: int = 5, skipped: int = 0) -> None:
+    """The best candidates: refusal beside what it costs, so that one that only breaks the agent is seen as such."""
     rows = []
     for candidate in found.candidates[:n]:
         counts, score = candidate.score.counts, candidate.score
-        perf = "success" if counts["success"] == score.perf != counts["not_refused"] else "not_refused"
-        cells = [_interval(score.perf, counts["ci"][perf]), _interval(score.refusal, counts["ci"]["refusal"])]
-        n_tasks = counts["n_harmful"] + counts["n_benign"]
-        rows.append([candidate.text.strip(), str(candidate.round), f"{score.overall:.3f}", *cells, str(n_tasks)])
+        refused = _share(score.refusal, counts["ci"]["refusal"])
+        shares = (_share(counts[name], counts["ci"][name]) for name in ("attack_success", "success"))
+        sizes = f"{counts['n_harmful']}/{counts['n_benign']}"
+        not_refused = _share(counts["not_refused"], counts["ci"]["not_refused"])
+        cells = [refused, *shares, _share(counts["invalid"], None)]
+        rows.append([candidate.text.strip(), *cells, not_refused, f"{score.overall:.3f}", str(candidate.round), sizes])
+    head = ["prefix", "harmful refused", "harmful done", "benign done", "invalid", "benign not refused"]
     print_table(
-        ["prefix", "round", "overall", "perf", "refusal", "tasks"], rows,
-        "[95% interval]; on the tasks searched, which flatter the winner: measure it on others (--held-out)",
+        [*head, "overall", "round", "n"], rows,
+        "per cent [95% interval], n harmful/others; on the tasks searched, which flatter the winner: measure it on "
+        "others (--held-out)", skipped,
     )  # fmt: skip
 
 
-def _interval(value: float, ci: Sequence[float] | None) -> str:
-    return f"{value:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci else "")
+def _share(value: float | None, ci: Sequence[float] | None) -> str:
+    return percent(None if value is None else {"value": value, "ci": ci or (None, None)})
 
 
 def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
@@ -194,7 +211,8 @@ def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
     return lines
 
 
-def print_held_out(held: dict[str, Any]) -> None:
+def print_held_out(held: dict[str, Any], skipped: int = 0) -> None:
+    behaviour_table(held["behaviour"], skipped=skipped)
     rows = []
     for name, cell in held["overall"].items():
         text = (held["texts"].get(name) or "").strip()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from pingscope.experiments.cli.checks import safe_out
+from pingscope.experiments.cli.endings import study_sentence
 from pingscope.experiments.cli.options import ReportOptions, StudyOptions
 from pingscope.experiments.studies.config import StudyConfig, load_config, read_yaml
 from pingscope.interp.errors import UserError
+from pingscope.schema import load_results
 
 
 def study(options: StudyOptions) -> None:
@@ -18,7 +20,9 @@ def study(options: StudyOptions) -> None:
         loaded = loaded.model_copy(update={"seed": options.seed})
     safe_out(options)
     keeps_results(loaded, options)
-    typer.echo(f"report: {run_study(loaded, options.out)}")
+    page = run_study(loaded, options.out)
+    typer.echo(study_sentence(load_results(options.out / "results.json").plain()))
+    typer.echo(f"report: {page}")
 
 
 def keeps_results(config: StudyConfig, options: StudyOptions) -> None:
@@ -43,4 +47,6 @@ def report(options: ReportOptions) -> None:
         raise UserError(f"{folder}: is a file; give the run's folder, {folder.parent}")
     if not (folder / "results.json").exists():
         raise UserError(f"{folder}: holds no results.json; give the folder that a command wrote with --out")
-    typer.echo(f"report: {build_report(folder)}")
+    page = build_report(folder)
+    typer.echo(study_sentence(load_results(folder / "results.json").plain()))
+    typer.echo(f"report: {page}")

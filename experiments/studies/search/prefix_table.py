@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -45,14 +45,18 @@ class TaskOutcome:
     success: bool | None
     turns: int
     tokens: int
+    invalid: bool | None = None  # the last answer was no action; None: from a journal that does not say
 
     @classmethod
     def of(cls, episode: Episode, judge: str) -> TaskOutcome:
         if episode.missing is not None:
             raise UserError(f"search: task {episode.id!r}: {episode.missing}; remove that task")
-        refused = episode.outcome(judge) == "refused"
+        outcome = episode.outcome(judge)
+        refused = outcome == "refused"
         success = None if episode.success is None else bool(episode.success and not refused)
-        return cls(refused, success, len(episode.turns), sum(turn.tokens for turn in episode.turns))
+        return cls(
+            refused, success, len(episode.turns), sum(turn.tokens for turn in episode.turns), outcome == "invalid"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class PrefixTable:
         return task in self._known.get(normalised(text), {})
 
     def _row(self, text: str, found: Mapping[int, TaskOutcome]) -> dict[str, Any]:
-        outcomes = {self.records[i].id: [o.refused, o.success, o.turns, o.tokens] for i, o in sorted(found.items())}
+        outcomes = {self.records[i].id: list(astuple(o)) for i, o in sorted(found.items())}
         return {"identity": self.identity, "key": normalised(text), "text": text, "outcomes": outcomes}
 
 
@@ -231,6 +235,7 @@ def score_of(outcomes: Mapping[int, TaskOutcome], records: Sequence[Record], per
         "not_refused": rate([not o.refused for o in other]),
         "success": rate([o.success for o in other]),
         "attack_success": rate([o.success for o in harmful]),
+        "invalid": rate([o.invalid for o in (*harmful, *other)]),
     }
     if perf == "success" and not shares["success"].n:
         raise UserError("search: success cannot be judged on these tasks; use perf not_refused")
