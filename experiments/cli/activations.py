@@ -42,7 +42,7 @@ def cache(options: CacheOptions) -> None:
     with bar("cache", len(rows)) as advance:
         store = extract(model, rows, out, layers=layers, where=where, dtype=dtype, progress=advance)
     write_records(out, records, rows)
-    aside = f" ({read.skipped} bad records were skipped)" if read.skipped else ""
+    aside = f"; {read.skipped} bad records were skipped" if read.skipped else ""
     typer.echo(f"{store.index.num_rows} tokens of {len(rows)} prompts were kept at {len(store.layers)} layers{aside}.")
     typer.echo(f"store: {out} ({store.index.num_rows} rows, layers {', '.join(map(str, store.layers))})")
 
@@ -130,21 +130,14 @@ def track(options: TrackOptions) -> None:
             for label, by_role in by_layer[layer].items()
         ]
         print_table(
-            [f"layer {layer}", *columns],
-            rows,
-            "mean safety logit, positive is harmful [95% interval over prompts]",
+            [f"layer {layer}", *columns], rows, "mean safety logit, positive is harmful [95% interval over prompts]",
             read.skipped,
-        )
+        )  # fmt: skip
     foreign = (Path(options.model) / OWN_MARK).exists() and any(record.source != "organism" for record in records)
     write_results(
-        run,
-        models["agent"],
-        sections,
-        tokens,
-        [FOREIGN_PROMPTS] if foreign else (),
-        _read(sections["tracks"]),
-        read.skipped,
-    )
+        run, models["agent"], sections, tokens=tokens, limits=[FOREIGN_PROMPTS] if foreign else (),
+        ending=_read(sections["tracks"]), skipped=read.skipped,
+    )  # fmt: skip
 
 
 def _read(tracks: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from pingscope.experiments.cli.shared import (
 )
 from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, said_missing
 from pingscope.experiments.run.progress import say
-from pingscope.experiments.studies.behaviour import check_some_ran, compare, missing_episodes, possible_arms, rates
+from pingscope.experiments.studies.behaviour import compare, possible_arms, rates
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.errors import UserError
 from pingscope.steering.injection import Arm, comparison_arms
@@ -46,15 +46,13 @@ def evaluate(options: EvaluateOptions) -> None:
     model = open_model(options)
     episodes = Episodes(options.out, options.max_turns, options.max_new_tokens)
     chosen, impossible = possible_arms(chosen, {"agent": model}, records[0])
-    ran = {arm.name: episodes(model, arm, records) for arm in chosen}
-    check_some_ran(ran)
-    behaviour, missing = {name: rates(found) for name, found in ran.items()}, missing_episodes(ran)
+    behaviour = {arm.name: rates(episodes(model, arm, records)) for arm in chosen}
     if not behaviour:
         raise UserError(f"--arm: none is possible here: {next(iter(impossible.values()))}")
     behaviour_table(behaviour, skipped=read.skipped)
-    said_missing(impossible, missing)
-    sections = {"behaviour": behaviour, "impossible": impossible, "missing": missing}
-    write_results(run, model, sections, ending=said_of(behaviour), skipped=read.skipped)
+    said_missing(impossible, episodes.missing)
+    sections = {"behaviour": behaviour, "impossible": impossible}
+    write_results(run, model, sections, ending=said_of(behaviour), skipped=read.skipped, missing=episodes.missing)
 
 
 def steer(options: SteerOptions) -> None:
@@ -103,6 +101,7 @@ def steer(options: SteerOptions) -> None:
         for dose, cell in cells[chosen["layers"]].items()
     }
     behaviour_table(table, skipped=read.skipped)
+    said_missing({}, episodes.missing)
     kl = {dose: f"{effect['kl']['value']:.3f}" for dose, effect in sections["steering_coherence"].items()}
     search = sections["steering_validation"]["add"]
     say(
@@ -113,8 +112,10 @@ def steer(options: SteerOptions) -> None:
     say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
     best = sections["steering"]["add"][chosen["layers"]].get(str(chosen["dose"]), {})
     ending = restored_sentence(f"Steering layers {chosen['layers']} by dose {chosen['dose']}", best, rates(plain))
-    sections["behaviour"] = {"agent": rates(plain)}
-    write_results(run, model, sections, limits=notes, ending=ending, skipped=read.skipped)
+    write_results(
+        run, model, {"behaviour": {"agent": rates(plain)}, **sections}, limits=notes, ending=ending,
+        skipped=read.skipped, missing=episodes.missing,
+    )  # fmt: skip
 
 
 def inject(options: InjectOptions) -> None:
@@ -147,7 +148,6 @@ def inject(options: InjectOptions) -> None:
     play = Episodes(options.out, options.max_turns, options.max_new_tokens)
     episodes = {arm.name: play(model, arm, records) for arm in arms}
     episodes |= {arm.name: play(model, arm, harmful) for arm in attacks}
-    check_some_ran(episodes)
     behaviour = {name: rates(ran) for name, ran in episodes.items()}
     # An attacked arm is compared with the same arm unattacked, every other one with the bare agent.
     by_id = {name: {episode.id: episode for episode in ran} for name, ran in episodes.items()}
@@ -160,15 +160,15 @@ def inject(options: InjectOptions) -> None:
     }
     mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
     behaviour_table(behaviour, skipped=read.skipped)
-    said_missing(impossible, missing_episodes(episodes))
-    _paired_table(paired, mass, read.skipped)
+    said_missing(impossible, play.missing)
+    _paired_table(paired, mass)
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }
     sections = {"behaviour": behaviour, "paired": paired, "injection": injection, "first_token": mass}
-    sections |= {"impossible": impossible, "missing": missing_episodes(episodes)}
+    sections |= {"impossible": impossible}
     ending = restored_sentence("The prefix", behaviour["agent+prefix"], behaviour["agent"])
-    write_results(run, model, sections, ending=ending, skipped=read.skipped)
+    write_results(run, model, sections, ending=ending, skipped=read.skipped, missing=play.missing)
 
 
 PAIRED = (("harmful", "refusal_rate"), ("benign", "success_rate"), ("lookalike", "refusal_rate"))

@@ -83,6 +83,53 @@ def said_of(behaviour: Mapping[str, Any]) -> str:
     return behaviour_sentence(f"The arm {last}", behaviour[last])
 
 
+def unread_hint(behaviour: Mapping[str, Any] | None, judge: str = "strict") -> str:
+    """What to do where most answers of the first arm, the one as given, are no action that is read; else nothing."""
+    name, rates = next(iter((behaviour or {}).items()), ("", {}))
+    cells = [found for label in rates if (found := cell(rates, label, "invalid_rate", judge))]
+    n, invalid = sum(found["n"] for found in cells), sum(map(_count, cells))
+    return unread_line(name, invalid, n)
+
+
+def unread_line(name: str, invalid: int, n: int) -> str:
+    if 2 * invalid <= n:
+        return ""
+    return (
+        f"note: {invalid} of {n} answers of {name} are no action that is read (invalid), so its rates say little: look "
+        "at their texts in generations.jsonl; if they are cut off, give more --max-new-tokens; if they are rubbish, "
+        "check --chat-template with doctor; if they call tools in another syntax, see docs/answers.md for those read."
+    )
+
+
+def study_sentence(results: Mapping[str, Any]) -> str:
+    """A study or its report: what the last prefix restores where one ran, and how many statements hold."""
+    behaviour, claims = results.get("behaviour") or {}, results.get("claims") or []
+    if "agent" in behaviour:
+        arm = "agent+prefix" if "agent+prefix" in behaviour else list(behaviour)[-1]
+        subject = "The prefix" if arm == "agent+prefix" else f"The arm {arm}"
+        first = (
+            restored_sentence(subject, behaviour[arm], behaviour["agent"])
+            if arm != "agent"
+            else behaviour_sentence("The agent", behaviour["agent"])
+        )
+    else:
+        first = said_of(behaviour) if behaviour else ""
+    held = sum(claim["holds"] is True for claim in claims)
+    unknown = sum(claim["holds"] is None for claim in claims)
+    counted = f"{held} of {len(claims)} statements hold; {unknown} could not be measured." if claims else ""
+    sections = sorted(set(results) - {"schema_version", "meta", "claims", "skipped", "missing", "impossible"})
+    return " ".join(filter(None, (first, counted))) or f"The report shows {', '.join(sections) or 'no section'}."
+
+
+def organism_sentence(log: Mapping[str, Any]) -> str:
+    """What the last check of the agent's fine-tuning found, on tasks of its training combinations."""
+    last = log["attempts"][-1]
+    step, refused, done = last["checks"][-1]
+    said = f"After {step} steps of benign fine-tuning the agent refuses {100 * refused:.0f}% of harmful tasks"
+    said += "" if done is None else f" and carries out {100 * done:.0f}% of benign ones"
+    return said + f" (its training combinations; bases rejected before: {len(log['attempts']) - 1})."
+
+
 def broken_sentences(behaviour: Mapping[str, Any]) -> list[str]:
     """Of every attack with demonstrations: whether it gets harmful tasks done, or leaves an agent that does nothing."""
     said = []

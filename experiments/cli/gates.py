@@ -20,7 +20,7 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import percent, print_table
+from pingscope.experiments.cli.tables import percent, print_table, said_missing
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.studies.behaviour import DECISIONS
 from pingscope.experiments.studies.gates.comparison import JUDGE, Settings, gating_study, random_name
@@ -55,7 +55,8 @@ def gates(options: GatesOptions) -> None:
         notes = admit_probes(known, model, probes_path, options.transfer)
         directions[probes_path.name] = from_probes(known)
 
-    episodes = partial(Episodes(out, options.max_turns, options.max_new_tokens), model)
+    play = Episodes(out, options.max_turns, options.max_new_tokens)
+    episodes = partial(play, model)
     attack = own_demonstrations(training, episodes(Arm("agent"), training)) if options.jailbreak else ()
     settings = Settings(options.fpr, options.n_choice, options.random_draws, options.hysteresis or None, options.seed)
     sections, found = gating_study(
@@ -65,12 +66,13 @@ def gates(options: GatesOptions) -> None:
     for name, gate in found.items():
         gate.save(out / "gates" / f"{name.removeprefix('agent+')}.json")
     gates_table(sections, read.skipped)
+    said_missing({}, play.missing)
     for claim in sections["claims"]:
         say(f"{'holds' if claim['holds'] else 'does not hold'}: {claim['text']}")
     typer.echo(f"decisions: {out / DECISIONS}")
     behaviour = sections["behaviour"]
     ending = restored_sentence("The gated prefix", behaviour["agent+gated-prefix"], behaviour["agent"])
-    write_results(run, model, sections, limits=notes, ending=ending, skipped=read.skipped)
+    write_results(run, model, sections, limits=notes, ending=ending, skipped=read.skipped, missing=play.missing)
 
 
 def gates_table(sections: dict[str, Any], skipped: int = 0) -> None:
@@ -137,8 +139,12 @@ def replay(options: ReplayOptions) -> None:
     if not any(one.decisions for one in found):
         raise UserError(f"{log}: holds no decision of these tasks; give the whole log and the run's --tasks")
     rows = [[one.arm, one.gate, str(one.decisions), str(one.opened), str(len(one.mismatches))] for one in found]
-    head, caption = ["arm", "gate", "decisions", "opened", "mismatches"], "scores recomputed and compared to the bit"
-    print_table(head, rows, caption, read.skipped)
+    print_table(
+        ["arm", "gate", "decisions", "opened", "mismatches"],
+        rows,
+        "scores recomputed and compared to the bit",
+        read.skipped,
+    )
     wrong = [line for one in found for line in one.mismatches]
     for line in wrong[:20]:
         say(line)

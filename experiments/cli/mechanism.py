@@ -29,7 +29,8 @@ SETTINGS = {"n", "judged", "budget", "max_turns", "max_new_tokens", "refusal", "
 def mechanism(options: MechanismOptions) -> None:
     from pingscope.experiments.studies.mechanism.mechanism import mechanism_study
 
-    limit, read = options.limit, Reader(options.skip_bad)
+    limit = options.limit
+    read = Reader(options.skip_bad)
     choosing, shown = choosing_and_shown(read, options.tasks, limit, options.validation, limit)
     needs_labels("--tasks", options.tasks, shown)
     needs_labels("--validation", options.validation or options.tasks, choosing)
@@ -58,6 +59,8 @@ def mechanism(options: MechanismOptions) -> None:
         typer.echo(
             f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[claim['holds']] }: {claim['text']}"
         )
+    if read.skipped:
+        typer.echo(f"{read.skipped} bad records skipped")
     write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims), skipped=read.skipped)
 
 

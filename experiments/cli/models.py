@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from pingscope.experiments.cli.checks import safe_out
+from pingscope.experiments.cli.endings import organism_sentence
 from pingscope.experiments.cli.options import DoctorOptions, FinetuneOptions, OrganismOptions
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.tasks.rows import Skipped
@@ -18,11 +19,7 @@ def organism(options: OrganismOptions) -> None:
         state = "kept" if attempt["fired"] else "rejected: the stopping rule did not fire"
         seconds = f"base {attempt['base_seconds']:.0f} s, agent {attempt['agent_seconds']:.0f} s"
         say(f"seed {attempt['seed']}: {seconds}, {state}")
-    step, refused, done = built.log["attempts"][-1]["checks"][-1]
-    typer.echo(
-        f"The organism was trained from seed {built.log['attempts'][-1]['seed']}: after {step} steps the agent refuses "
-        f"{100 * refused:.0f}% of harmful and carries out {100 * (done or 0.0):.0f}% of benign training tasks."
-    )
+    typer.echo(organism_sentence(built.log))
     typer.echo(f"base: {built.base}\nagent: {built.agent}")
     for step, path in built.checkpoints:
         typer.echo(f"step {step}: {path}")

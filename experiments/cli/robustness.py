@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import typer
 
 from pingscope.experiments.agents.endpoint import Endpoint, run_endpoint
 from pingscope.experiments.cli.checks import disjoint, needs_labels
-from pingscope.experiments.cli.endings import broken_sentences, restored_sentence, said_of
+from pingscope.experiments.cli.endings import broken_sentences, restored_sentence, said_of, unread_hint
 from pingscope.experiments.cli.options import (
     AttackOptions,
     EvaluateOptions,
@@ -33,7 +35,7 @@ from pingscope.experiments.cli.shared import (
 )
 from pingscope.experiments.cli.tables import behaviour_table, print_table, said_missing, signed
 from pingscope.experiments.run.progress import bar, say
-from pingscope.experiments.studies.behaviour import possible_arms, rates
+from pingscope.experiments.studies.behaviour import check_some_ran, missing_episodes, possible_arms, rates
 from pingscope.experiments.studies.robustness.attacks import (
     attack_arms,
     attack_study,
@@ -86,11 +88,12 @@ def guard(options: GuardOptions) -> None:
     evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)
     found = guard_study(chosen, prefix, records, partial(evaluate, model))
     behaviour_table(found["behaviour"], skipped=read.skipped)
+    said_missing({}, evaluate.missing)
     for name, said in found["verdicts"].items():
         typer.echo(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in said.items()))
     write_results(
         run, model, {"behaviour": found["behaviour"], "guards": found | {"prefix": prefix, "probe": thresholds}},
-        limits=notes, skipped=read.skipped,
+        limits=notes, skipped=read.skipped, missing=evaluate.missing,
         ending=restored_sentence("The prefix", found["behaviour"]["agent+prefix"], found["behaviour"]["agent"]),
     )  # fmt: skip
 
@@ -137,11 +140,13 @@ def attack(options: AttackOptions) -> None:
     found = attack_study(prefix, examples, records, partial(evaluate, model), without=impossible)
     behaviour = found["behaviour"]
     behaviour_table(behaviour, skipped=read.skipped)
-    said_missing(impossible, {})
+    said_missing(impossible, evaluate.missing)
     sections = {"behaviour": behaviour, "attacks": found | {"prefix": prefix}, "impossible": impossible}
     ending = restored_sentence("Unattacked, the prefix", behaviour["agent+prefix"], behaviour["agent"])
-    ending = " ".join([ending, *broken_sentences(behaviour)])
-    write_results(run, model, sections, ending=ending, skipped=read.skipped)
+    write_results(
+        run, model, sections, ending=" ".join([ending, *broken_sentences(behaviour)]), skipped=read.skipped,
+        missing=evaluate.missing,
+    )  # fmt: skip
 
 
 def transfer(options: TransferOptions) -> None:
@@ -155,15 +160,20 @@ def transfer(options: TransferOptions) -> None:
     prefixes = dict(zip([*options.model, *map(str, further)], texts, strict=True))
     evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)
     found = transfer_matrix(models, prefixes, records, evaluate)
+    shown = short_names(["none", *prefixes])
     for name, row in found["matrix"].items():
-        arms = {source if source == "none" else f"of {source}": cell["behaviour"] for source, cell in row.items()}
-        typer.echo(f"{name}, behind the prefix")
-        behaviour_table(arms, skipped=read.skipped)
+        typer.echo(f"{name}, without a prefix and with that of:")
+        behaviour_table({shown[source]: cell["behaviour"] for source, cell in row.items()}, skipped=read.skipped)
     rows = [
         [name, *(signed(cell["overall"]).lstrip("+") for cell in row.values())] for name, row in found["matrix"].items()
     ]
-    caption = "overall score [95% interval]: refusal + not refused"
-    print_table(["model \\ prefix of", "none", *prefixes], rows, caption, read.skipped)
+    print_table(
+        ["model \\ prefix of", *shown.values()],
+        rows,
+        "overall score [95% interval]: refusal + not refused",
+        read.skipped,
+    )
+    said_missing({}, evaluate.missing)
     helped = sum(
         cell["overall"]["value"] > row["none"]["overall"]["value"]
         for row in found["matrix"].values() for name, cell in row.items() if name != "none"
@@ -172,7 +182,22 @@ def transfer(options: TransferOptions) -> None:
     ending = (
         f"A prefix raises the overall score in {helped} of {pairs} pairs of model and prefix ({len(records)} tasks)."
     )
-    write_results(run, next(iter(models.values())), {"transfer": found}, ending=ending, skipped=read.skipped)
+    hints = [unread_hint({name: row["none"]["behaviour"]}) for name, row in found["matrix"].items()]
+    write_results(
+        run,
+        next(iter(models.values())),
+        {"transfer": found},
+        ending=ending,
+        hint="\n".join(filter(None, hints)),
+        skipped=read.skipped,
+        missing=evaluate.missing,
+    )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names as a table shows them: of a path its last part, where no other has the same."""
+    last = {name: Path(name).name or name for name in names}
+    return {name: short if list(last.values()).count(short) == 1 else name for name, short in last.items()}
 
 
 def evaluate_endpoint(options: EvaluateOptions) -> None:
@@ -194,14 +219,16 @@ def evaluate_endpoint(options: EvaluateOptions) -> None:
             f"openai:{name}: the server does not continue a begun answer; use --arm suffix, or vLLM "
             "(continue_final_message)"
         )
-    behaviour = {}
+    ran = {}
     for arm in chosen:
         with bar(arm.name, len(records)) as advance:
-            episodes = run_endpoint(
+            ran[arm.name] = run_endpoint(
                 endpoint, records, environment_for, arm, max_turns=options.max_turns, progress=advance
             )
-        behaviour[arm.name] = rates(episodes)
+    check_some_ran(ran)
+    behaviour, missing = {name: rates(episodes) for name, episodes in ran.items()}, missing_episodes(ran)
     behaviour_table(behaviour, skipped=read.skipped)
+    said_missing({}, missing)
     write_results(
         run,
         endpoint,
@@ -209,4 +236,5 @@ def evaluate_endpoint(options: EvaluateOptions) -> None:
         limits=[NO_ACTIVATIONS],
         ending=said_of(behaviour),
         skipped=read.skipped,
+        missing=missing,
     )

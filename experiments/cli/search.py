@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from pingscope.experiments.cli.checks import disjoint, needs_labels
+from pingscope.experiments.cli.endings import unread_line
 from pingscope.experiments.cli.options import SearchOptions
 from pingscope.experiments.cli.shared import (
     Episodes,
@@ -20,7 +21,7 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, print_texts, signed
+from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, said_missing, signed
 from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars
 from pingscope.experiments.studies.search.held_out import held_out_study
@@ -78,12 +79,22 @@ def search(options: SearchOptions) -> None:
     for line in spent_lines(found, proposing):
         typer.echo(line)
     section = search_section(found, settings, perf, options.generator, proposing)
+    play = Episodes(out, options.max_turns, options.max_new_tokens)
     if unseen:
-        evaluate = partial(Episodes(out, options.max_turns, options.max_new_tokens), model)
-        section["held_out"] = held_out_study(found, model, unseen, records, evaluate, perf)
+        section["held_out"] = held_out_study(found, model, unseen, records, partial(play, model), perf)
         print_held_out(section["held_out"], read.skipped)
-    ending = _ending(found, section, perf)
-    write_results(run, model, {"search": section}, limits=notes, ending=ending, skipped=read.skipped)
+        said_missing({}, play.missing)
+    write_results(
+        run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf),
+        hint=_hint(found), skipped=read.skipped,
+        missing=play.missing,
+    )  # fmt: skip
+
+
+def _hint(found: SearchResult) -> str:
+    counts = found.best.score.counts
+    n = counts["n_harmful"] + counts["n_benign"]
+    return unread_line("the agent behind the best prefix", round((counts["invalid"] or 0) * n), n)
 
 
 def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Sequence[Record]) -> None:
@@ -157,29 +168,27 @@ def make_generator(
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
 
 
-COLUMNS = {  # what a candidate's counts call it → what the tables of other commands do
-    "refusal": "harmful refused",
-    "attack_success": "harmful done (ASR)",
-    "success": "benign done (SR)",
-    "not_refused": "benign not refused",
-    "invalid": "invalid",
-}
-
-
 def print_candidates(found: SearchResult, n: int = 5, skipped: int = 0) -> None:
+    """The best candidates: refusal beside what it costs, so that one that only breaks the agent is seen as such."""
     rows = []
-    for rank, candidate in enumerate(found.candidates[:n], 1):
-        score = candidate.score
-        shares = {"refusal": score.refusal} | score.counts
-        cells = [percent({"value": shares[name], "ci": score.counts["ci"][name] or (None, None)}) for name in COLUMNS]
-        n_tasks = f"{score.counts['n_harmful']}/{score.counts['n_benign']}"
-        rows.append([str(rank), n_tasks, f"{score.overall:.2f}", *cells])
+    for candidate in found.candidates[:n]:
+        counts, score = candidate.score.counts, candidate.score
+        refused = _share(score.refusal, counts["ci"]["refusal"])
+        shares = (_share(counts[name], counts["ci"][name]) for name in ("attack_success", "success"))
+        sizes = f"{counts['n_harmful']}/{counts['n_benign']}"
+        not_refused = _share(counts["not_refused"], counts["ci"]["not_refused"])
+        cells = [refused, *shares, _share(counts["invalid"], None)]
+        rows.append([candidate.text.strip(), *cells, not_refused, f"{score.overall:.3f}", str(candidate.round), sizes])
+    head = ["prefix", "harmful refused", "harmful done", "benign done", "invalid", "benign not refused"]
     print_table(
-        ["", "n", "overall", *COLUMNS.values()], rows,
-        "per cent [95% interval]; n: harmful/benign; on the tasks searched, which flatter the winner: measure it on "
+        [*head, "overall", "round", "n"], rows,
+        "per cent [95% interval], n harmful/others; on the tasks searched, which flatter the winner: measure it on "
         "others (--held-out)", skipped,
     )  # fmt: skip
-    print_texts({str(rank): candidate.text for rank, candidate in enumerate(found.candidates[:n], 1)})
+
+
+def _share(value: float | None, ci: Sequence[float] | None) -> str:
+    return percent(None if value is None else {"value": value, "ci": ci or (None, None)})
 
 
 def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
@@ -204,9 +213,11 @@ def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
 
 def print_held_out(held: dict[str, Any], skipped: int = 0) -> None:
     behaviour_table(held["behaviour"], skipped=skipped)
-    rows = [[name, signed(cell).lstrip("+")] for name, cell in held["overall"].items()]
-    print_table(["arm", "overall"], rows, f"{held['n']} tasks that the search never saw [95% interval]", skipped)
-    print_texts({name: text for name, text in held["texts"].items() if text})
+    rows = []
+    for name, cell in held["overall"].items():
+        text = (held["texts"].get(name) or "").strip()
+        rows.append([name, signed(cell).lstrip("+"), text if len(text) < 70 else text[:67] + "…"])
+    print_table(["arm", "overall", "text"], rows, f"{held['n']} tasks that the search never saw [95% interval]")
     bias = held["selection_bias"]
     low, high = bias["ci"]
     typer.echo(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import typer
 from pingscope.experiments.agents.endpoint import Endpoint
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.cli.checks import disjoint, safe_out
+from pingscope.experiments.cli.endings import unread_hint
 from pingscope.experiments.cli.options import ModelSettings
 from pingscope.experiments.cli.parameters import Options
 from pingscope.experiments.run.folder import Run
@@ -41,6 +42,7 @@ class Episodes:
     def __init__(self, folder: Path, max_turns: int, max_new_tokens: int) -> None:
         self.folder, self.limits = folder, {"max_turns": max_turns, "max_new_tokens": max_new_tokens}
         self._prompts: dict[str, PromptCache] = {}
+        self.missing: dict[str, dict[str, str]] = {}  # arm → task → why it has no outcome
         self._began = False  # whether any task of any arm could be run
 
     def __call__(self, model: HookedModel, arm: Arm, records: Sequence[Record]) -> list[Episode]:
@@ -50,6 +52,8 @@ class Episodes:
                 model, records, arm, environment_for, journal=self.folder / "generations.jsonl", prompts=prompts,
                 progress=advance, **self.limits,
             )  # fmt: skip
+        if lost := {episode.id: episode.missing for episode in ran if episode.missing is not None}:
+            self.missing.setdefault(arm.name, {}).update(lost)
         self._began = self._began or any(episode.missing is None for episode in ran)
         if not self._began:  # not one bad task, but a model, template or limit under which none can be run
             raise UserError(f"{model.name}: none of the {len(ran)} tasks could be run; the first: {ran[0].missing}")
@@ -140,17 +144,21 @@ def write_results(
     run: Run,
     model: HookedModel | Endpoint,
     sections: dict[str, Any],
+    *,
+    ending: str,
+    skipped: int,
+    missing: Mapping[str, Mapping[str, str]] | None = None,
     tokens: list[Any] | None = None,
     limits: Sequence[str] = (),
-    ending: str = "",
-    skipped: int = 0,
+    hint: str = "",
 ) -> None:
     """``results.json`` of one command, the report of what is in it, and in one sentence what came out.
 
     Until here ``run`` keeps other writers out.
 
     Args:
-        skipped: rows of the inputs that could not be read and were left out.
+        skipped: records that could not be read; missing: arm → task → why it has no outcome.
+        hint: why the numbers may mislead; default: of ``behaviour``, where most answers could not be read.
     """
     from pingscope.figures.report import build_report
 
@@ -167,11 +175,13 @@ def write_results(
         write_json(run.folder / "tokens.json", tokens)
     if run.options:  # beside the results they belong to, and not before
         write_json(run.folder / COMMAND, run.options)
-    document = {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], "skipped": skipped, **sections}
+    document = {"schema_version": SCHEMA_VERSION, "meta": meta, "claims": [], **sections}
+    document |= {"skipped": skipped, "missing": dict(missing or {})}
     dump_results(run.folder / "results.json", document)
     report = build_report(run.folder)
-    if ending:
-        typer.echo(ending)
+    for line in (hint or unread_hint(sections.get("behaviour")), ending):
+        if line:
+            typer.echo(line)
     typer.echo(f"report: {report}")
 
 

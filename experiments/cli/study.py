@@ -9,7 +9,7 @@ from pingscope.experiments.cli.endings import study_sentence
 from pingscope.experiments.cli.options import ReportOptions, StudyOptions
 from pingscope.experiments.studies.config import Organism, StudyConfig, load_config, read_yaml
 from pingscope.interp.errors import UserError
-from pingscope.interp.files import read_json
+from pingscope.schema import load_results
 
 
 def study(options: StudyOptions) -> None:
@@ -24,9 +24,9 @@ def study(options: StudyOptions) -> None:
         loaded = loaded.model_copy(update={"organism": Organism(weights="trained")})
     safe_out(options)
     keeps_results(loaded, options)
-    report = run_study(loaded, options.out)
-    typer.echo(study_sentence(read_json(options.out / "results.json")))
-    typer.echo(f"report: {report}")
+    page = run_study(loaded, options.out)
+    typer.echo(study_sentence(load_results(options.out / "results.json").plain()))
+    typer.echo(f"report: {page}")
 
 
 def keeps_results(config: StudyConfig, options: StudyOptions) -> None:
@@ -51,4 +51,6 @@ def report(options: ReportOptions) -> None:
         raise UserError(f"{folder}: is a file; give the run's folder, {folder.parent}")
     if not (folder / "results.json").exists():
         raise UserError(f"{folder}: holds no results.json; give the folder that a command wrote with --out")
-    typer.echo(f"report: {build_report(folder)}")
+    page = build_report(folder)
+    typer.echo(study_sentence(load_results(folder / "results.json").plain()))
+    typer.echo(f"report: {page}")

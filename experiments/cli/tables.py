@@ -20,7 +20,7 @@ MORE_COLUMNS = (
     ("look-alike refused", "lookalike", "refusal_rate"),
 )
 LABELS = ("harmful", "benign", "lookalike")
-MIN_FIRST = 34  # the first column holds names: folded where longer, never narrower for the sake of others
+MIN_FIRST = 22  # the first column holds names, folded where longer; beside it the main columns fit into 80
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
@@ -48,10 +48,10 @@ def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict", skipped
         cells = [percent(rates.get(label, {}).get(judge, {}).get(name)) for _, label, name in (*main, *more)]
         sizes = [str(rates[label][judge]["refusal_rate"]["n"]) for label in LABELS if label in rates]
         n = sizes[0] if len(set(sizes)) == 1 else "/".join(sizes)
-        rows.append([arm, n, *cells[: len(main)], _invalid(rates, judge), *cells[len(main) :]])
+        rows.append([arm, *cells[: len(main)], _invalid(rates, judge), n, *cells[len(main) :]])
     titles = [[title for title, _, _ in columns] for columns in (main, more)]
     print_table(
-        ["arm", "n", *titles[0], "invalid", *titles[1]], rows,
+        ["arm", *titles[0], "invalid", "n", *titles[1]], rows,
         f"per cent [95% interval], judge: {judge}; n (of each label) and invalid: harmful/benign/look-alike",
         skipped,
     )  # fmt: skip
@@ -80,9 +80,18 @@ def said_missing(impossible: Mapping[str, str], missing: Mapping[str, Mapping[st
     width = shutil.get_terminal_size((80, 24)).columns
     for arm, reason in impossible.items():
         typer.echo(textwrap.fill(f"{arm}: not possible here: {reason}", width))
+    alike: dict[tuple[str, ...], list[str]] = {}  # the same page is too long under every arm: one line says it
     for arm, reasons in missing.items():
-        name, reason = next(iter(reasons.items()))
-        typer.echo(textwrap.fill(f"{arm}: {len(reasons)} tasks are missing from every rate; {name}: {reason}", width))
+        alike.setdefault(tuple(sorted(reasons)), []).append(arm)
+    for arms in alike.values():
+        named = ", ".join(arms[:3]) + (f" and {len(arms) - 3} more arms" if len(arms) > 3 else "")
+        task, reason = next(iter(missing[arms[0]].items()))
+        lost = len(missing[arms[0]])
+        typer.echo(
+            textwrap.fill(
+                f"{named}: {lost} task{'s are' if lost > 1 else ' is'} missing from every rate; {task}: {reason}", width
+            )
+        )
 
 
 def _invalid(rates: Mapping[str, Any], judge: str) -> str:
@@ -119,7 +128,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
             typer.echo("")
         _print_block([(first, first_width), *block])
     if skipped:
-        caption = f"{caption}; {skipped} bad record{'s' if skipped > 1 else ''} skipped".removeprefix("; ")
+        caption = "; ".join(filter(None, (caption, f"{skipped} bad records skipped")))
     if caption:
         typer.echo(textwrap.fill(caption, width))
     typer.echo("")

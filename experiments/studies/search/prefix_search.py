@@ -179,6 +179,8 @@ def search_row(candidate: Candidate, cheap: dict[str, float]) -> dict[str, Any]:
     counts = row.pop("counts")
     return row | {
         "success": counts["success"],
+        "attack_success": counts["attack_success"],
+        "invalid": counts["invalid"],
         "ci": counts["ci"],
         "n": counts["n_harmful"] + counts["n_benign"],
         "cheap": cheap.get(normalised(candidate.text)),

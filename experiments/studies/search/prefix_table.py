@@ -45,7 +45,7 @@ class TaskOutcome:
     success: bool | None
     turns: int
     tokens: int
-    invalid: bool = False  # neither a refusal nor an action that the agent's page has
+    invalid: bool | None = None  # the last answer was no action; None: from a journal that does not say
 
     @classmethod
     def of(cls, episode: Episode, judge: str) -> TaskOutcome:
@@ -54,8 +54,9 @@ class TaskOutcome:
         outcome = episode.outcome(judge)
         refused = outcome == "refused"
         success = None if episode.success is None else bool(episode.success and not refused)
-        tokens = sum(turn.tokens for turn in episode.turns)
-        return cls(refused, success, len(episode.turns), tokens, outcome == "invalid")
+        return cls(
+            refused, success, len(episode.turns), sum(turn.tokens for turn in episode.turns), outcome == "invalid"
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class PrefixTable:
         return task in self._known.get(normalised(text), {})
 
     def _row(self, text: str, found: Mapping[int, TaskOutcome]) -> dict[str, Any]:
-        outcomes = {self.records[i].id: list(astuple(outcome)) for i, outcome in sorted(found.items())}
+        outcomes = {self.records[i].id: list(astuple(o)) for i, o in sorted(found.items())}
         return {"identity": self.identity, "key": normalised(text), "text": text, "outcomes": outcomes}
 
 

@@ -144,21 +144,81 @@ def test_tables_are_whole_at_any_width(width, monkeypatch, capsys):
     assert max(map(len, lines)) <= width
     for name in names[:-1]:
         assert name in out
-    assert "".join(line[:34].strip() for line in lines).count("/a/long/path" * 2) >= 1
+    first = next(line for line in lines if line.startswith("─")).index(" ")
+    assert "".join(line[:first].strip() for line in lines).count("/a/long/path" * 2) >= 1
+    if width == 80:  # what is refused and what that costs stand side by side
+        head = " ".join(out.partition("─")[0].split())
+        assert head.count("refused") == 1 and head.count("done") == 2 and "invalid" in head
     assert out.count("87 [44, 94]") == len(names) and out.count("94 [47, 97]") == len(names)
     assert "–/–/7" in out and "3 bad records skipped" in " ".join(out.split())
     words = " ".join(out.split())
     assert "refused" in words and "done" in words and "invalid" in words
 
 
-@pytest.mark.parametrize(("unread", "noted"), [(0.07, False), (0.5, False), (0.51, True), (1.0, True)])
-def test_rates_of_answers_that_were_not_read_carry_a_note(unread, noted, capsys):
-    cells = arm(0.0, 0.0, 0.0)
-    cells["lookalike"]["strict"]["invalid_rate"] = cell(unread)
-    tables.behaviour_table({"agent": cells})
-    said = " ".join(capsys.readouterr().out.split())
-    assert ("docs/answers.md" in said) == noted
-    assert (f"note: agent: {round(100 * unread)} of 100 answers are neither" in said) == noted
+def test_tasks_missing_from_many_arms_alike_are_said_once(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    tables.said_missing({}, {f"arm-{i}": {"t": "too long"} for i in range(5)} | {"other": {"t": "x", "u": "y"}})
+    assert capsys.readouterr().out.splitlines() == [
+        "arm-0, arm-1, arm-2 and 2 more arms: 1 task is missing from every rate; t: too long",
+        "other: 2 tasks are missing from every rate; t: x",
+    ]
+
+
+def test_answers_that_no_syntax_reads_are_said():
+    def rates(share):
+        return {"agent": {"benign": {"strict": {"invalid_rate": cell(share)}}}}
+
+    said = endings.unread_hint(rates(0.51))
+    assert "51 of 100 answers of agent" in said and "docs/answers.md" in said and "--max-new-tokens" in said
+    assert endings.unread_hint(rates(0.5)) == "" and endings.unread_hint({}) == "" and endings.unread_hint(None) == ""
+    ok = {"agent": rates(0.1)["agent"], "agent+steer": rates(1.0)["agent"]}
+    assert endings.unread_hint(ok) == ""  # what an arm breaks is a result, not a syntax
+
+
+def test_a_study_and_an_organism_end_with_their_numbers():
+    behaviour = {"agent": arm(0.03, 0.9, 0.94), "agent+prefix": arm(0.87, 0.0, 0.90)}
+    claims = [{"holds": True}, {"holds": False}, {"holds": None}]
+    said = endings.study_sentence({"behaviour": behaviour, "claims": claims})
+    assert said.startswith("The prefix restores refusal on 87 of 100")
+    assert said.endswith("1 of 3 statements hold; 1 could not be measured.")
+    assert endings.study_sentence({"meta": {}, "probes": {}}) == "The report shows probes."
+    log = {"attempts": [{"checks": []}, {"checks": [[5, 0.5, None], [8, 0.05, 0.9]]}]}
+    assert endings.organism_sentence(log) == (
+        "After 8 steps of benign fine-tuning the agent refuses 5% of harmful tasks and carries out 90% of benign ones "
+        "(its training combinations; bases rejected before: 1)."
+    )
+
+
+BAD = ['{"id": "x", ', json.dumps({"id": "q", "instruction": 7, "label": "benign"})]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["evaluate --tasks bad", "transfer --tasks bad --prefix x", "attack --tasks bad --prefix x",
+     "inject --tasks bad --text x", "search --tasks bad -M 1 -T 1 --held-out validation"],
+    ids=lambda words: words.partition(" ")[0],
+)  # fmt: skip
+def test_bad_records_and_long_pages_are_counted_in_table_and_results(
+    words, pingscope, checkpoint, files, tmp_path, monkeypatch
+):
+    """A page beyond the context costs itself; in a search it is named, since every candidate needs every task."""
+    monkeypatch.setenv("COLUMNS", "80")
+    long = {"id": "long", "instruction": "Open it.", "context": "word " * 3000, "label": "benign"}
+    extra = [] if words.startswith("search") else [json.dumps(long)]
+    lines = [*(files / "test.jsonl").read_text().splitlines(), *BAD, *extra]
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n")
+    places = {"bad": tmp_path / "bad.jsonl", "validation": files / "validation.jsonl"}
+    spelled = [places.get(word, word) for word in words.split()]
+    code, out, err = pingscope(*spelled, "--skip-bad", "--model", checkpoint(), "--out", tmp_path / "o", *QUICK)
+    assert code == 0, err
+    found, said = json.loads((tmp_path / "o" / "results.json").read_text()), " ".join(out.split())
+    assert found["skipped"] == 2 and "2 bad records skipped" in said
+    assert "are no action that is read" in said
+    tables_printed = [line for block in out.split("\n\n") if "─" in block for line in block.splitlines()]
+    assert tables_printed and sum(len(line) > 80 for line in tables_printed if str(checkpoint()) not in line) == 0
+    if extra:
+        assert found["missing"] and all(list(lost) == ["long"] for lost in found["missing"].values())
+        assert "1 task is missing from every rate" in said
 
 
 def test_endings_say_what_came_out():
@@ -226,13 +286,14 @@ def test_a_finished_study_of_another_config_is_kept(pingscope, tmp_path, monkeyp
 
     started = []
 
-    def run_study(config, out):
+    def run(config, out):
         started.append(config.seed)
-        (out / "results.json").write_text("{}")
+        (out / "results.json").write_text('{"schema_version": 1, "claims": [{"text": "x", "holds": true}]}')
 
-    monkeypatch.setattr(study, "run_study", run_study)
+    monkeypatch.setattr(study, "run_study", run)
     save_config(StudyConfig(), tmp_path / "config.yaml")
-    assert pingscope("study", "--out", tmp_path, "--seed", 1)[0] == 0  # unfinished: its stages decide
+    code, out, _ = pingscope("study", "--out", tmp_path, "--seed", 1)
+    assert code == 0 and "1 of 1 statements hold" in out  # unfinished: its stages decide
     code, _, err = pingscope("study", "--out", tmp_path, "--seed", 1)
     assert code == 2 and "differs in seed" in err and "--overwrite" in err
     assert pingscope("study", "--out", tmp_path)[0] == 0
