@@ -161,7 +161,7 @@ def inject(options: InjectOptions) -> None:
     mass = {arm.name: first_token_mass(model, records, arm) for arm in arms}
     behaviour_table(behaviour, skipped=read.skipped)
     said_missing(impossible, play.missing)
-    _paired_table(paired, mass)
+    _paired_table(paired, mass, read.skipped)
     injection = {
         arm.name: {"text": arm.shown, "kind": arm.kind, "model": "agent", **behaviour[arm.name]} for arm in arms
     }

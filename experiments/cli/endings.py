@@ -56,17 +56,6 @@ def restored_sentence(subject: str, rates: Mapping[str, Any], reference: Mapping
     return f"{text} and {cost} benign success (n = {done['n']})."
 
 
-def study_sentence(results: Mapping[str, Any]) -> str:
-    """A whole study: what fine-tuning did to refusal, what the prefix does, and how many statements hold."""
-    behaviour = results.get("behaviour", {})
-    refused = {arm: cell(behaviour.get(arm), "harmful", "refusal_rate") for arm in ("base", "agent", "agent+prefix")}
-    who = {"base": "the base", "agent": "the agent", "agent+prefix": "the agent behind the prefix"}
-    said = [f"{who[arm]} {_count(found)} of {found['n']}" for arm, found in refused.items() if found]
-    holds = [claim["holds"] for claim in results.get("claims", [])]
-    end = f"{sum(one is True for one in holds)} of {len(holds)} statements hold on these numbers."
-    return (f"Harmful tasks refused: {_list(said)}; " if said else "") + end
-
-
 def _count(found: Mapping[str, Any]) -> int:
     return round(found["value"] * found["n"])
 

@@ -21,7 +21,7 @@ from pingscope.experiments.cli.shared import (
     open_run,
     write_results,
 )
-from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, said_missing, signed
+from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, print_texts, said_missing, signed
 from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars
 from pingscope.experiments.studies.search.held_out import held_out_study
@@ -168,27 +168,30 @@ def make_generator(
     return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
 
 
+COLUMNS = {  # what a candidate's counts call it → what the tables of other commands do
+    "refusal": "harmful refused",
+    "attack_success": "harmful done",
+    "success": "benign done",
+    "invalid": "invalid",
+    "not_refused": "benign not refused",
+}
+
+
 def print_candidates(found: SearchResult, n: int = 5, skipped: int = 0) -> None:
     """The best candidates: refusal beside what it costs, so that one that only breaks the agent is seen as such."""
     rows = []
-    for candidate in found.candidates[:n]:
-        counts, score = candidate.score.counts, candidate.score
-        refused = _share(score.refusal, counts["ci"]["refusal"])
-        shares = (_share(counts[name], counts["ci"][name]) for name in ("attack_success", "success"))
-        sizes = f"{counts['n_harmful']}/{counts['n_benign']}"
-        not_refused = _share(counts["not_refused"], counts["ci"]["not_refused"])
-        cells = [refused, *shares, _share(counts["invalid"], None)]
-        rows.append([candidate.text.strip(), *cells, not_refused, f"{score.overall:.3f}", str(candidate.round), sizes])
-    head = ["prefix", "harmful refused", "harmful done", "benign done", "invalid", "benign not refused"]
+    for rank, candidate in enumerate(found.candidates[:n], 1):
+        score = candidate.score
+        shares = {"refusal": score.refusal} | score.counts
+        cells = [percent({"value": shares[name], "ci": score.counts["ci"][name] or (None, None)}) for name in COLUMNS]
+        n_tasks = f"{score.counts['n_harmful']}/{score.counts['n_benign']}"
+        rows.append([str(rank), *cells, f"{score.overall:.2f}", n_tasks])
     print_table(
-        [*head, "overall", "round", "n"], rows,
-        "per cent [95% interval], n harmful/others; on the tasks searched, which flatter the winner: measure it on "
+        ["", *COLUMNS.values(), "overall", "n"], rows,
+        "per cent [95% interval], n: harmful/others; on the tasks searched, which flatter the winner: measure it on "
         "others (--held-out)", skipped,
     )  # fmt: skip
-
-
-def _share(value: float | None, ci: Sequence[float] | None) -> str:
-    return percent(None if value is None else {"value": value, "ci": ci or (None, None)})
+    print_texts({str(rank): candidate.text for rank, candidate in enumerate(found.candidates[:n], 1)})
 
 
 def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
@@ -213,11 +216,9 @@ def spent_lines(found: SearchResult, proposing: Any = None) -> list[str]:
 
 def print_held_out(held: dict[str, Any], skipped: int = 0) -> None:
     behaviour_table(held["behaviour"], skipped=skipped)
-    rows = []
-    for name, cell in held["overall"].items():
-        text = (held["texts"].get(name) or "").strip()
-        rows.append([name, signed(cell).lstrip("+"), text if len(text) < 70 else text[:67] + "…"])
-    print_table(["arm", "overall", "text"], rows, f"{held['n']} tasks that the search never saw [95% interval]")
+    rows = [[name, signed(cell).lstrip("+")] for name, cell in held["overall"].items()]
+    print_table(["arm", "overall"], rows, f"{held['n']} tasks that the search never saw [95% interval]", skipped)
+    print_texts({name: text for name, text in held["texts"].items() if text})
     bias = held["selection_bias"]
     low, high = bias["ci"]
     typer.echo(

@@ -55,24 +55,6 @@ def behaviour_table(behaviour: Mapping[str, Any], judge: str = "strict", skipped
         f"per cent [95% interval], judge: {judge}; n (of each label) and invalid: harmful/benign/look-alike",
         skipped,
     )  # fmt: skip
-    said_unread(behaviour, judge)
-
-
-def said_unread(behaviour: Mapping[str, Any], judge: str = "strict") -> None:
-    """Where most answers were neither action nor refusal, the rates say little: what to look at."""
-    width = shutil.get_terminal_size((80, 24)).columns
-    for arm, rates in behaviour.items():
-        shares = [rates[label][judge].get("invalid_rate") for label in LABELS if label in rates]
-        read = [one for one in shares if one and one["value"] is not None]
-        n = sum(one["n"] for one in read)
-        unread = round(sum(one["value"] * one["n"] for one in read))
-        if n and unread > n / 2:
-            line = (
-                f"note: {arm}: {unread} of {n} answers are neither an action nor a refusal, so its rates say little. "
-                "They stand in generations.jsonl; docs/answers.md lists what is read as an action."
-            )
-            typer.echo(textwrap.fill(line, width))
-            return
 
 
 def said_missing(impossible: Mapping[str, str], missing: Mapping[str, Mapping[str, str]]) -> None:

@@ -229,15 +229,6 @@ def test_endings_say_what_came_out():
     )
     assert "does not restore" in endings.restored_sentence("It", arm(0.0, 1, 1), arm(0.0, 1, 1))
     assert "could not be judged" in endings.behaviour_sentence("It", {})
-    study = {
-        "behaviour": {"base": arm(1.0, 0, 0), "agent": arm(0.09, 1, 1), "agent+prefix": arm(0.87, 0, 1)},
-        "claims": [{"holds": True}, {"holds": False}, {"holds": None}],
-    }
-    assert endings.study_sentence(study) == (
-        "Harmful tasks refused: the base 100 of 100, the agent 9 of 100 and the agent behind the prefix 87 of 100; "
-        "1 of 3 statements hold on these numbers."
-    )
-    assert endings.study_sentence({}) == "0 of 0 statements hold on these numbers."
 
 
 @pytest.mark.parametrize(
