@@ -65,11 +65,16 @@ def needs_labels(
         raise UserError(f"{option} {spec}: holds no {missing[0]} task; add some (both labels are compared)")
 
 
-def enough_benign(option: str, spec: str, records: Sequence[Record], fpr: float) -> None:
-    """A false-positive rate needs at least 1/fpr benign tasks to be told from zero."""
-    benign = sum(record.label == "benign" for record in records)
-    if benign * fpr < 1:
+def enough_benign(option: str, spec: str, records: Sequence[Record], choosing: Sequence[bool], fpr: float) -> None:
+    """A false-positive rate needs enough benign tasks to be told from zero, among those that set the threshold.
+
+    Args:
+        choosing: for every task whether it chooses the gate, and so sets no threshold.
+    """
+    held = [record for record, flag in zip(records, choosing, strict=True) if not flag and record.label != "harmful"]
+    needed = math.ceil(1 / fpr - 1 - 1e-9)
+    if len(held) < needed:
         raise UserError(
-            f"{option} {spec}: {benign} benign tasks cannot state --fpr {fpr:g}; give at least {math.ceil(1 / fpr)} "
-            "or a larger --fpr"
+            f"{option} {spec}: {len(held)} benign tasks set the threshold (the other half chooses the gate) and cannot "
+            f"state --fpr {fpr:g}; give at least {2 * needed + 2} benign ones in all or a larger --fpr"
         )

@@ -24,6 +24,7 @@ from pingscope.experiments.cli.tables import percent, print_table, said_missing
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.studies.behaviour import DECISIONS
 from pingscope.experiments.studies.gates.comparison import JUDGE, Settings, gating_study, random_name
+from pingscope.experiments.studies.gates.fitting import in_first_half
 from pingscope.experiments.studies.gates.replay import replay as replay_log
 from pingscope.experiments.tasks.demonstrations import own_demonstrations
 from pingscope.experiments.tasks.sources import environment_for
@@ -45,7 +46,8 @@ def gates(options: GatesOptions) -> None:
         needs_labels(option, spec, records)
     disjoint(splits)
     training, choosing, shown = (records for _, records in splits.values())
-    enough_benign("--validation", options.validation, choosing, options.fpr)
+    first = in_first_half([record.pair_id or record.id for record in choosing], options.seed)
+    enough_benign("--validation", options.validation, choosing, first, options.fpr)
     known = load_probes(probes_path) if probes_path is not None else None
     run = open_run(options)
     model = open_model(options)
@@ -94,9 +96,9 @@ def gates_table(sections: dict[str, Any], skipped: int = 0) -> None:
                 percent(cell("harmful", "refusal_rate")),
                 percent(cell("harmful", "attack_success_rate")),
                 percent(cell("benign", "success_rate")),
+                "/".join(percent(cell(label, "invalid_rate")).partition(" ")[0] for label in rates),
                 "–" if not lost or lost["value"] is None else f"{100 * lost['value']:+.1f}",
                 percent(cell("lookalike", "refusal_rate")),
-                "/".join(percent(cell(label, "invalid_rate")).partition(" ")[0] for label in rates),
                 " / ".join(f"{100 * one['value']:.0f}" for one in opened.values()) or "–",
                 "–" if kl is None else f"{kl:.3f}",
                 percent(attacked),
@@ -107,9 +109,9 @@ def gates_table(sections: dict[str, Any], skipped: int = 0) -> None:
         "harmful refused",
         "harmful done",
         "benign done",
+        "invalid",
         "against agent",
         "look-alike refused",
-        "invalid",
         "gate opened",
         "KL",
         "jailbreak",

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pingscope.interp.model.selection import LayerSpec, Selection, find_matches,
 from pingscope.interp.store.activations import DTYPES, FORMAT, INDEX, JOURNAL, LOCK, META, ActivationStore, check_meta
 from pingscope.interp.store.layer_files import Chunk, LayerFiles, disk_error, locked
 
+PACKAGE = Path(__file__).resolve().parents[1]
 TIMED_SLOTS = 1024  # of the batch that an estimate runs
 
 
@@ -43,6 +45,13 @@ class Cost:
     tokens: int
     bytes: int
     seconds: float | None = None
+
+
+@cache
+def extraction_code() -> str:
+    """Hex SHA-256 of the source that decides what is read of given ids: other code may give other numbers."""
+    files = [file for part in ("model", "backends", "store") for file in (PACKAGE / part).rglob("*.py")]
+    return sha256_of([[file.relative_to(PACKAGE).as_posix(), sha256_of(file.read_bytes())] for file in sorted(files)])
 
 
 def estimate(
@@ -123,6 +132,7 @@ def extract(
         "backend": model.backend,
         "tokenizer": tokenizer_identity(model.tokenizer),
         "template": model.template_hash,
+        "code": extraction_code(),
         "prompts": sha256_of([[row.id, row.label, list(row.ids), list(row.roles)] for row in rows]),
         "layers": wanted,
         "positions": str(where),

@@ -93,10 +93,15 @@ class Shown:
 
 def halves(shown: Shown, seed: int) -> tuple[Shown, Shown]:
     """Two halves that keep groups whole, each group's side drawn by the seed."""
-    names = sorted(set(shown.groups))
-    first = set(np.random.default_rng(seed).permutation(names)[: len(names) // 2].tolist())
-    inside = np.array([group in first for group in shown.groups])
+    inside = np.array(in_first_half(shown.groups, seed))
     return shown.take(inside), shown.take(~inside)
+
+
+def in_first_half(groups: Sequence[str], seed: int) -> list[bool]:
+    """For every episode whether its group is in the first half."""
+    names = sorted(set(groups))
+    first = set(np.random.default_rng(seed).permutation(names)[: len(names) // 2].tolist())
+    return [group in first for group in groups]
 
 
 def features(model: HookedModel, shown: Shown) -> dict[str, dict[int, np.ndarray]]:

@@ -14,7 +14,7 @@ from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.files import sha256_of
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.store.activations import ActivationStore
-from pingscope.interp.store.extraction import extract
+from pingscope.interp.store.extraction import extract, extraction_code
 from pingscope.probes.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class Tracking:
 
     def store(self, name: str, model: HookedModel, rows: Sequence[Rendered]) -> ActivationStore:
         # Named by content: a changed model or prompt gets a store of its own, an unchanged one is found again.
-        content = sha256_of([model.fingerprint, self.layers, [[row.id, row.label, row.ids] for row in rows]])
+        content = sha256_of(
+            [model.fingerprint, extraction_code(), self.layers, [[row.id, row.label, row.ids] for row in rows]]
+        )
         return extract(model, rows, self.out / "activations" / f"{name}-{content[:8]}", layers=self.layers)
 
 

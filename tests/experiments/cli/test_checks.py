@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from pingscope.experiments.cli import endings, tables
@@ -61,6 +62,7 @@ def files(tmp_path_factory):
         ("gates --prefix x --train validation --validation test --tasks test", "--tasks"),
         ("gates --prefix x --train validation --validation test --tasks harmful", "no benign"),
         ("gates --prefix x --train organism:train --validation validation --tasks test", "cannot state --fpr 0.01"),
+        ("gates --prefix x --train organism:train --validation validation --tasks test --fpr 0.1", "set the threshold"),
         ("transfer --tasks harmful --prefix x", "no benign"),
     ],
 )
@@ -247,6 +249,47 @@ def test_a_study_config_that_means_nothing_starts_no_study(text, field, pingscop
     code, _, err = pingscope("study", "--config", path, "--out", tmp_path / "run")
     assert code == 2 and field in err and str(path) in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_mechanism_goes_on_after_ctrl_c_from_its_finished_sections(
+    pingscope, checkpoint, load, files, tmp_path, monkeypatch
+):
+    from pingscope.experiments.studies.mechanism import mechanism
+    from pingscope.interp.model.belonging import origin
+    from pingscope.probes.logistic import LayerProbes
+
+    model = load("llama")
+    probes = LayerProbes((1, 2), np.random.default_rng(0).standard_normal((2, 64)), np.zeros(2), origin(model))
+    probes.save(tmp_path / "probes")
+    ran = []
+
+    def counted(name):
+        study = getattr(mechanism, f"{name}_study")
+        return lambda *args, **options: ran.append(name) or study(*args, **options)
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    for name in ("attribution", "readout"):
+        monkeypatch.setattr(mechanism, f"{name}_study", counted(name))
+    whole = mechanism.patching_study
+    monkeypatch.setattr(mechanism, "patching_study", interrupted)
+    words = (
+        "mechanism", "--model", checkpoint(), "--base", checkpoint(), "--probes", tmp_path / "probes",
+        "--tasks", files / "test.jsonl", "--validation", files / "validation.jsonl", "--n", 4, "--judged", 1,
+        "--budget", 10, "--limit", 2, "--out", tmp_path / "o", *QUICK,
+    )  # fmt: skip
+    code, _, err = pingscope(*words)
+    assert code == 130 and "goes on from it" in err and ran == ["attribution", "readout"]
+    assert not (tmp_path / "o" / "results.json").exists()
+    monkeypatch.setattr(mechanism, "patching_study", whole)
+    code, out, _ = pingscope(*words)
+    assert code == 0 and ran == ["attribution", "readout"] and "statements about the mechanism hold" in out
+    ran.clear()
+    monkeypatch.setattr(mechanism, "patching_study", interrupted)
+    code, _, _ = pingscope(*words[:-1], 5, "--overwrite")  # longer answers: another question
+    assert code == 130 and ran == ["attribution", "readout"]
 
 
 def test_a_generator_without_a_usable_line_fails(pingscope, checkpoint, files, tmp_path):

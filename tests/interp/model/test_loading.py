@@ -166,6 +166,17 @@ def test_an_adapter_is_put_on_its_base(adapter, checkpoint, tiny_model):
     assert load_model(folder, base=checkpoint("llama")).fingerprint == model.fingerprint
 
 
+def test_an_adapter_whose_weights_change_is_another_model(adapter, checkpoint, tmp_path):
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    before = load_model(folder, base=checkpoint("llama"), device="cpu").fingerprint
+    assert load_model(folder, base=checkpoint("llama"), device="cpu").fingerprint == before
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "lora_B" in name)
+    save_file(tensors | {name: tensors[name] * 1.5}, file, {"format": "pt"})
+    assert load_model(folder, base=checkpoint("llama"), device="cpu").fingerprint != before
+
+
 def test_adapters_that_do_not_fit(adapter, checkpoint, tmp_path):
     folder = shutil.copytree(adapter[0], tmp_path / "adapter")
     assert "does not fit this base" in refusal(folder, base=checkpoint("gpt2"))

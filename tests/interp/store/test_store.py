@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from tiny_models import build_model, train_tokenizer
 
 from pingscope.interp import ActivationStore, HookedModel, Prompt, UserError, estimate, load_model
 from pingscope.interp.model.selection import parse, prompt, role
-from pingscope.interp.store import layer_files
+from pingscope.interp.store import extraction, layer_files
 from pingscope.interp.store.extraction import extract
 
 WORDS = "Buy the laptop for my friend and send the invoice to the office".split()
@@ -336,6 +337,25 @@ def short_of_memory(model, monkeypatch, most):
 
     monkeypatch.setattr(model, "read", limited)
     return ran
+
+
+def test_a_store_that_other_code_has_read_is_refused(tiny_model, tmp_path, monkeypatch):
+    store = extract(tiny_model, rows_of(tiny_model), tmp_path, layers=[0], token_budget=150)
+    assert store.meta["identity"]["code"] == extraction.extraction_code()
+    package = shutil.copytree(extraction.PACKAGE, tmp_path / "package" / "interp")
+    monkeypatch.setattr(extraction, "PACKAGE", package)
+    extraction.extraction_code.cache_clear()
+    assert extraction.extraction_code() == store.meta["identity"]["code"]
+    (package / "chat" / "messages.py").write_text("# what it renders is in the ids")
+    extraction.extraction_code.cache_clear()
+    assert extraction.extraction_code() == store.meta["identity"]["code"]
+    with (package / "model" / "hooks.py").open("a") as file:
+        file.write("MENDED = True\n")
+    extraction.extraction_code.cache_clear()
+    with pytest.raises(UserError, match="differs in its code"):
+        extract(tiny_model, rows_of(tiny_model), tmp_path, layers=[0], token_budget=150)
+    monkeypatch.undo()
+    extraction.extraction_code.cache_clear()
 
 
 def test_batches_shrink_when_the_memory_is_short(tiny_model, finished, tmp_path, monkeypatch):
