@@ -35,7 +35,7 @@ def section(results: Results) -> Section | None:
         head = ["Guard", "Blocked", "Let through", "Answer unreadable, let through"]
         tables.append(Table("What the guards said of the tasks.", head, rows, folded=True))
     if transfer:
-        tables.append(_matrix(transfer))
+        tables += [_matrix(transfer), _transferred(transfer)]
     return Section(
         id="robustness",
         title="How far the prefix carries",
@@ -84,6 +84,18 @@ def _rates(title: str, behaviour: dict[str, Any]) -> Table:
     ]
     head = ["Arm", *(title[0].upper() + title[1:] for title, _, _ in shown)]
     return Table(f"{title}, 95% intervals.", head, rows, folded=True)
+
+
+def _transferred(transfer: dict[str, Any]) -> Table:
+    """What stands behind the scores: a prefix that refuses everything, or only confuses, is seen as such."""
+    rows = [
+        [model, "no prefix" if source == "none" else source]
+        + [percent(cell["behaviour"].get(label, {}).get("strict", {}).get(name)) for _, label, name in COLUMNS]
+        for model, row in transfer["matrix"].items()
+        for source, cell in row.items()
+    ]
+    head = ["Model", "Prefix of", *(title[0].upper() + title[1:] for title, _, _ in COLUMNS)]
+    return Table("Rates behind the scores, 95% intervals.", head, rows, text_columns=2)
 
 
 def _matrix(transfer: dict[str, Any]) -> Table:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from pingscope.figures import theme
 from pingscope.figures.numbers import MISSING, count, escape, number, percent, plain, values, wrap
 from pingscope.figures.section import Key, Panel, Section, Table
-from pingscope.schema import Candidate, HeldOut, Results, Search
+from pingscope.schema import Candidate, HeldOut, Label, Results, Search
 
 NOT_REFUSED = "not refused"  # the paper's perf; a search may score tasks done instead
 
@@ -70,6 +70,14 @@ def _screening_note(screening: dict[str, Any] | None) -> str:
     )
 
 
+HELD_OUT: dict[str, tuple[Label, str]] = {
+    "Harmful refused": ("harmful", "refusal_rate"),
+    "Harmful carried out": ("harmful", "attack_success_rate"),
+    "Benign done": ("benign", "success_rate"),
+    "Benign refused": ("benign", "refusal_rate"),
+}
+
+
 def _held_out(held: HeldOut | None) -> list[Table]:
     """The winner and its rivals on tasks that the search never saw."""
     if not held:
@@ -78,19 +86,14 @@ def _held_out(held: HeldOut | None) -> list[Table]:
     low, high = bias["ci"]
     rows = []
     for arm, cell in held.overall.items():
-        strict = {label: cells.get("strict", {}) for label, cells in held.behaviour[arm].items()}
-        shares = [
-            strict.get("harmful", {}).get("refusal_rate"),
-            strict.get("benign", {}).get("success_rate"),
-            strict.get("benign", {}).get("refusal_rate"),
-        ]
-        rows.append([arm, held.texts.get(arm) or "–", plain(cell), *map(percent, shares)])
+        strict: dict[str, Any] = {label: cells.get("strict", {}) for label, cells in held.behaviour[arm].items()}
+        shares = [strict.get(label, {}).get(name) for label, name in HELD_OUT.values()]
+        rows.append([arm, plain(cell), *map(percent, shares), held.texts.get(arm) or MISSING])
     caption = (
         f"{held.n} tasks the search never saw, 95% intervals. Selection bias of the winner: {bias['search']:.2f} "
         f"when searched, {plain(bias['held_out'])} here, {bias['bias']:+.2f} [{low:+.2f}, {high:+.2f}]."
     )
-    head = ["Arm", "Text", "Overall", "Harmful refused", "Benign success", "Benign refused"]
-    return [Table(caption, head, rows, text_columns=2)]
+    return [Table(caption, ["Arm", "Overall", *HELD_OUT, "Text"], rows, text_last=True)]
 
 
 def _winner(search: Search, overall: list[float]) -> int:

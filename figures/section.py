@@ -55,6 +55,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     folded: bool = False
     text_columns: int = 1  # columns from the left that hold words; the others hold numbers
+    text_last: bool = False  # the last column holds words too, broken into lines
     view: dict[str, str] = field(default_factory=dict)
 
 

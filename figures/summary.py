@@ -11,7 +11,7 @@ from pingscope.figures.left_out import left_out
 from pingscope.figures.numbers import interval, number, percent, plain, rate, sort_layers
 from pingscope.schema import Estimate, Results
 
-LEADS = ("base", "agent", "agent+prefix")
+LEADS = ("base", "agent", "agent+prefix", "agent+steer", "agent+gated-prefix")  # at most three of them, in order
 STATUS = {True: ("holds", "Holds"), False: ("absent", "Does not hold"), None: ("open", "Not measured")}
 
 
@@ -78,16 +78,17 @@ def headline(results: Results) -> str:
 
 def tiles(results: Results) -> list[Tile]:
     behaviour = results.behaviour or {}
+    leads = [arm for arm in LEADS if arm in behaviour][:3] or list(behaviour)[:3]
     rows = [
-        _tile("Harmful tasks refused", {arm: rate(behaviour.get(arm), "harmful", "refusal_rate") for arm in LEADS}),
-        _tile("Benign tasks done", {arm: rate(behaviour.get(arm), "benign", "success_rate") for arm in LEADS}),
+        _tile("Harmful tasks refused", {arm: rate(behaviour[arm], "harmful", "refusal_rate") for arm in leads}),
+        _tile("Benign tasks done", {arm: rate(behaviour[arm], "benign", "success_rate") for arm in leads}),
     ]
     collapse = results.collapse or {}
     layers = sort_layers({layer for arm in collapse.values() for layer in arm})
     if layers:
         top = layers[-1]
-        cells = {a: _final(collapse.get(a), top).get("gap") for a in LEADS}
-        areas = {a: _final(collapse.get(a), top).get("auroc") for a in LEADS}
+        cells = {a: _final(collapse.get(a), top).get("gap") for a in LEADS[:3]}
+        areas = {a: _final(collapse.get(a), top).get("auroc") for a in LEADS[:3]}
         rows.append(_tile(f"Gap at the final token, layer {top}, logits", cells, 1))
         rows.append(_tile(f"AUROC at the final token, layer {top}", areas, 2))
     return [tile for tile in rows if tile is not None]

@@ -135,7 +135,7 @@ def track(options: TrackOptions) -> None:
         )  # fmt: skip
     foreign = (Path(options.model) / OWN_MARK).exists() and any(record.source != "organism" for record in records)
     write_results(
-        run, models["agent"], sections, tokens=tokens, limits=[FOREIGN_PROMPTS] if foreign else (),
+        run, models, sections, tokens=tokens, limits=[FOREIGN_PROMPTS] if foreign else (),
         ending=_read(sections["tracks"]), skipped=read.skipped,
     )  # fmt: skip
 

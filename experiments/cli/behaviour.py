@@ -106,16 +106,15 @@ def steer(options: SteerOptions) -> None:
     search = sections["steering_validation"]["add"]
     say(
         f"chosen on validation: layers {chosen['layers']}, dose {chosen['dose']}, {chosen['place']}; selectivity "
+        "(harmful refusal less over-refusal and lost benign success, 1 at best) "
         f"{chosen['selectivity_on_validation']:.2f} there, {chosen['selectivity_on_test']:.2f} on the tasks reported"
     )
     say(f"search: {search['spent']} of the {search['full']} runs per label of the full sweep")
     say("KL on benign text, nats a token, by dose: " + ", ".join(f"{dose}: {value}" for dose, value in kl.items()))
     best = sections["steering"]["add"][chosen["layers"]].get(str(chosen["dose"]), {})
     ending = restored_sentence(f"Steering layers {chosen['layers']} by dose {chosen['dose']}", best, rates(plain))
-    write_results(
-        run, model, {"behaviour": {"agent": rates(plain)}, **sections}, limits=notes, ending=ending,
-        skipped=read.skipped, missing=episodes.missing,
-    )  # fmt: skip
+    sections["behaviour"] = {"agent": rates(plain), "agent+steer": best}
+    write_results(run, model, sections, limits=notes, ending=ending, skipped=read.skipped, missing=episodes.missing)
 
 
 def inject(options: InjectOptions) -> None:

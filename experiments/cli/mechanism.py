@@ -61,7 +61,7 @@ def mechanism(options: MechanismOptions) -> None:
         )
     if read.skipped:
         typer.echo(f"{read.skipped} bad records skipped")
-    write_results(run, models["agent"], sections | {"claims": claims}, ending=_ending(claims), skipped=read.skipped)
+    write_results(run, models, sections | {"claims": claims}, ending=_ending(claims), skipped=read.skipped)
 
 
 def _ending(claims: list[dict[str, Any]]) -> str:

@@ -185,7 +185,7 @@ def transfer(options: TransferOptions) -> None:
     hints = [unread_hint({name: row["none"]["behaviour"]}) for name, row in found["matrix"].items()]
     write_results(
         run,
-        next(iter(models.values())),
+        models,
         {"transfer": found},
         ending=ending,
         hint="\n".join(filter(None, hints)),

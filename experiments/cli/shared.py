@@ -142,7 +142,7 @@ class Reader:
 
 def write_results(
     run: Run,
-    model: HookedModel | Endpoint,
+    models: HookedModel | Endpoint | Mapping[str, HookedModel],
     sections: dict[str, Any],
     *,
     ending: str,
@@ -157,15 +157,19 @@ def write_results(
     Until here ``run`` keeps other writers out.
 
     Args:
+        models: the agent, or every model by its name; the last one's template is that of the results.
         skipped: records that could not be read; missing: arm → task → why it has no outcome.
         hint: why the numbers may mislead; default: of ``behaviour``, where most answers could not be read.
     """
     from pingscope.figures.report import build_report
 
+    named = dict(models) if isinstance(models, Mapping) else {"agent": models}
+    model = list(named.values())[-1]
     meta = {
-        "title": model.name,
+        "title": title(run, [one.name for one in named.values()]),
+        "note": ending,
         "versions": {name: version(name) for name in ("pingscope", "torch", "transformers")},
-        "models": {"agent": {"id": model.name, "fingerprint": model.fingerprint}},
+        "models": {name: {"id": one.name, "fingerprint": one.fingerprint} for name, one in named.items()},
         "template_hash": model.template_hash,
         "limits": list(limits),
     }
@@ -183,6 +187,27 @@ def write_results(
         if line:
             typer.echo(line)
     typer.echo(f"report: {report}")
+
+
+TITLES = {  # of a report, by the command that wrote it
+    "evaluate": "Behaviour of",
+    "steer": "Steering of",
+    "inject": "Prefix and suffix on",
+    "search": "Prefix search on",
+    "gates": "Gates on",
+    "guard": "Guards and prefix on",
+    "attack": "Attacks on",
+    "transfer": "Prefix transfer between",
+    "mechanism": "Mechanism of",
+    "track": "Safety signal in",
+}
+
+
+def title(run: Run, names: Sequence[str]) -> str:
+    """What the report is about: the command and the models' short names; their places stand under provenance."""
+    short = list(dict.fromkeys(Path(name).name or name for name in names))
+    listed = short[0] if len(short) == 1 else f"{', '.join(short[:-1])} and {short[-1]}"
+    return f"{TITLES.get((run.options or {}).get('command', ''), 'Results of')} {listed}"
 
 
 def choosing_and_shown(

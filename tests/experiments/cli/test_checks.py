@@ -333,3 +333,18 @@ def test_a_finished_study_of_another_config_is_kept(pingscope, tmp_path, monkeyp
     assert pingscope("study", "--out", tmp_path)[0] == 0
     assert pingscope("study", "--out", tmp_path, "--seed", 1, "--overwrite")[0] == 0
     assert started == [1, 0, 1]
+
+
+def test_a_transfer_lists_every_model_and_what_stands_behind_its_scores(pingscope, checkpoint, files, tmp_path):
+    models = [checkpoint("llama"), checkpoint("qwen2")]
+    named = [word for model in models for word in ("--model", model)]
+    code, _, err = pingscope(
+        "transfer", *named, "--prefix", "# a\n", "--prefix", "# b\n", "--tasks", files / "test.jsonl",
+        "--out", tmp_path / "o", *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    meta = json.loads((tmp_path / "o" / "results.json").read_text())["meta"]
+    assert [one["id"] for one in meta["models"].values()] == [str(model) for model in models]
+    assert meta["title"] == f"Prefix transfer between {models[0].name} and {models[1].name}"
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "Rates behind the scores" in page and meta["note"].split(" (")[0] in page

@@ -217,6 +217,11 @@ def test_the_walk_from_prompts_to_report(family, pingscope, checkpoint, prompts,
         "--out", tmp_path / "steer", *quick,
     )  # fmt: skip
     assert code == 0 and "random-0 0.2" in out
+    steered = json.loads((tmp_path / "steer" / "results.json").read_text())
+    assert steered["meta"]["title"] == f"Steering of {model.name}" and steered["meta"]["note"] in out
+    assert (
+        steered["behaviour"]["agent+steer"] in steered["steering"]["add"][steered["steering_chosen"]["layers"]].values()
+    )
     code, out, _ = pingscope(
         "inject", "--model", model, "--text", "# Is this safe?\n", "--tasks", prompts, "--out", tmp_path / "i", *quick
     )
