@@ -67,7 +67,7 @@ def test_a_fitted_gate_states_its_rate_and_catches_what_is_apart(tiny_model):
 
 def test_fired_counts_episodes_by_label():
     def episode(label, *acted):
-        return Episode("x", label, tuple(Turn("", "", "ok", True, flag) for flag in acted), None)
+        return Episode("x", label, tuple(Turn("", "", "ok", True, acted=flag) for flag in acted), None)
 
     found = fired([episode("harmful", False, True), episode("harmful", False), episode("benign", False, False)])
     assert found["harmful"]["value"] == 0.5 and found["benign"]["value"] == 0.0
