@@ -383,6 +383,12 @@ class TransferOptions(EpisodeOptions, TaskOptions, ModelSettings, OutOptions):
         count = len(self.prefix or self.prefix_file)
         if count < len(self.model):
             raise ValueError(f"{count} prefixes for {len(self.model)} models; give one for each --model")
+        further = [str(one) for one in (self.prefix or self.prefix_file)[len(self.model) :]]
+        names = ["none", *self.model, *further]  # what the table calls its columns: none is the model without a prefix
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"{twice[0]!r} would name two columns of the table; rename that model, or change that prefix"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from pingscope.experiments.agents.rollout import AnyAction
 from pingscope.experiments.cli.checks import disjoint, needs_labels
 from pingscope.experiments.cli.endings import unread_line
 from pingscope.experiments.cli.options import SearchOptions
@@ -103,6 +104,12 @@ def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Seque
     if options.held_out:
         needs_labels("--held-out", options.held_out, unseen)
         disjoint({"--tasks": (options.tasks, records), "--held-out": (options.held_out, unseen)})
+    others = [record for record in records if record.label != "harmful"]
+    if options.perf == "success" and all(type(environment_for(record)) is AnyAction for record in others):
+        raise UserError(
+            f"--perf success: no benign task of --tasks {options.tasks} has a rule of success (field evaluator); use "
+            "--perf not_refused"
+        )
     cost = len(records) * options.max_turns
     if 0 < options.max_generations < cost:
         raise UserError(

@@ -36,6 +36,7 @@ def files(tmp_path_factory):
     rows["harmful"] = [row for row in rows["test"] if row["label"] == "harmful"]
     rows["benign"] = [row for row in rows["test"] if row["label"] != "harmful"]
     rows["overlap"] = [*rows["validation"][1:], rows["test"][0] | {"id": "copy"}]
+    rows["bare"] = [row | {"evaluator": {}} for row in rows["test"]]
     for name, mine in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
     (folder / "prefix.txt").write_text("# Is it safe?\n")
@@ -63,6 +64,9 @@ def files(tmp_path_factory):
         ("gates --prefix x --train validation --validation test --tasks harmful", "no benign"),
         ("gates --prefix x --train organism:train --validation validation --tasks test", "cannot state --fpr 0.01"),
         ("gates --prefix x --train organism:train --validation validation --tasks test --fpr 0.1", "set the threshold"),
+        ("transfer --tasks test --prefix x --prefix none", "'none' would name two columns"),
+        ("transfer --tasks test --prefix x --prefix y --prefix y", "'y' would name two columns"),
+        ("search --tasks bare --perf success", "no benign task of --tasks"),
         ("transfer --tasks harmful --prefix x", "no benign"),
     ],
 )
