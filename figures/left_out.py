@@ -13,7 +13,11 @@ def left_out(results: Results) -> str:
         said.append(f"Left out: {rows} could not be read.")
     for arm, reason in (results.impossible or {}).items():
         said.append(f"Not measured: {arm}, which this model cannot be given ({_ended(reason)})")
-    for arm, reasons in (results.missing or {}).items():
+    missing = dict(results.missing or {})
+    if results.search and results.search.missing:
+        missing.setdefault("the search", results.search.missing)
+        missing.pop("search", None)
+    for arm, reasons in missing.items():
         kinds: dict[str, int] = {}
         for reason in reasons.values():
             kinds[reason] = kinds.get(reason, 0) + 1

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from pingscope.figures import theme
+from pingscope.figures.left_out import left_out
 from pingscope.figures.numbers import MISSING, count, escape, number, percent, plain, values, wrap
 from pingscope.figures.section import Key, Panel, Section, Table
 from pingscope.schema import Candidate, HeldOut, Label, Results, Search
@@ -52,7 +53,7 @@ def section(results: Results) -> Section | None:
         ],
         tables=[*_held_out(search.held_out), _table(candidates, overall, means)],
         columns=2,
-        note=_screening_note(search.screening),
+        note=" ".join(filter(None, (_screening_note(search.screening), left_out(results)))),
     )
 
 

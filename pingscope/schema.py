@@ -167,6 +167,7 @@ class Search(Part):
     perf_means: str | None = None
     screening: Object | None = None
     held_out: HeldOut | None = None
+    missing: dict[str, str] | None = None  # tasks that could not be asked, and why
 
 
 class Step(Part):

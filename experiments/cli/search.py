@@ -84,11 +84,12 @@ def search(options: SearchOptions) -> None:
     if unseen:
         section["held_out"] = held_out_study(found, model, unseen, records, partial(play, model), perf)
         print_held_out(section["held_out"], read.skipped)
-        said_missing({}, play.missing)
+    missing = play.missing | ({"search": section["missing"]} if "missing" in section else {})
+    said_missing({}, missing)
     write_results(
         run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf),
         hint=_hint(found), skipped=read.skipped,
-        missing=play.missing,
+        missing=missing,
     )  # fmt: skip
 
 

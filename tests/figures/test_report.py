@@ -258,5 +258,5 @@ def test_what_no_rate_rests_on_stands_beside_the_rates(tmp_path: Path) -> None:
         "Not measured: agent+system, which this model cannot be given (the chat template has no system role).",
         "Missing from every rate of agent: 2 tasks have no outcome (1 × 5000 tokens are beyond the context of 4096;",
     ):
-        assert words.count(said) == 2  # below the rates, and among the limits
+        assert words.count(said) == 3  # below the rates of arms and of the search, and among the limits
     assert "Left out" not in Page(build_report(sample.write(tmp_path, sample.results()))).words

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pingscope.experiments.agents.rollout import MakeEnvironment
+from pingscope.experiments.agents.rollout import MakeEnvironment, fitting
 from pingscope.experiments.studies.search.cheap_scores import Cheap, Leaning, PlainEpisodes, probe_leaning
 from pingscope.experiments.studies.search.prefix_table import Budget, Perf, PrefixTable
 from pingscope.experiments.studies.search.screening import Screen, Screened
@@ -68,6 +68,7 @@ def search_prefix(
         raise UserError("search: needs harmful tasks and benign ones; add the missing label to --tasks")
     if perf not in ("not_refused", "success"):
         raise UserError(f"search: unknown perf {perf!r}; use not_refused or success")
+    records, missing = askable(model, records, make_env, max_new_tokens)
     table = PrefixTable(
         model, records, make_env, journal, judge=judge, max_turns=max_turns, max_new_tokens=max_new_tokens,
         budget=budget,
@@ -83,7 +84,32 @@ def search_prefix(
     )
     for candidate in found.candidates:
         table.note(note="score", perf_means=perf, **candidate.to_dict())
-    return replace(found, notes=search_notes(table, scorer))
+    return replace(found, notes=search_notes(table, scorer) | ({"missing": missing} if missing else {}))
+
+
+def askable(
+    model: HookedModel, records: Sequence[Record], make_env: MakeEnvironment, max_new_tokens: int
+) -> tuple[list[Record], dict[str, str]]:
+    """The tasks whose first prompt the model can be given, and why it cannot be given the others, by id.
+
+    Every candidate is measured on the same tasks, so one page that is too long is left out of the search as a whole.
+
+    Raises:
+        UserError: no harmful task, or no other, is left.
+    """
+    render = fitting(model, model.render, max_new_tokens)
+    kept, lost = [], {}
+    for record in records:
+        try:
+            render(replace(record.prompt(), page=make_env(record).page() or None))
+        except UserError as error:
+            lost[record.id] = str(error)
+        else:
+            kept.append(record)
+    if lost and len({record.label == "harmful" for record in kept}) < 2:
+        task, reason = next(iter(lost.items()))
+        raise UserError(f"search: {len(lost)} of {len(records)} tasks cannot be asked; {task}: {reason}")
+    return kept, lost
 
 
 def widened(settings: Settings, screen: Screen | None) -> Settings:

@@ -207,11 +207,10 @@ BAD = ['{"id": "x", ', json.dumps({"id": "q", "instruction": 7, "label": "benign
 def test_bad_records_and_long_pages_are_counted_in_table_and_results(
     words, pingscope, checkpoint, files, tmp_path, monkeypatch
 ):
-    """A page beyond the context costs itself; in a search it is named, since every candidate needs every task."""
+    """A page beyond the context costs itself: in a search it is left out of every candidate's tasks."""
     monkeypatch.setenv("COLUMNS", "80")
     long = {"id": "long", "instruction": "Open it.", "context": "word " * 3000, "label": "benign"}
-    extra = [] if words.startswith("search") else [json.dumps(long)]
-    lines = [*(files / "test.jsonl").read_text().splitlines(), *BAD, *extra]
+    lines = [*(files / "test.jsonl").read_text().splitlines(), *BAD, json.dumps(long)]
     (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n")
     places = {"bad": tmp_path / "bad.jsonl", "validation": files / "validation.jsonl"}
     spelled = [places.get(word, word) for word in words.split()]
@@ -222,9 +221,8 @@ def test_bad_records_and_long_pages_are_counted_in_table_and_results(
     assert "are no action that is read" in said
     tables_printed = [line for block in out.split("\n\n") if "─" in block for line in block.splitlines()]
     assert tables_printed and sum(len(line) > 80 for line in tables_printed if str(checkpoint()) not in line) == 0
-    if extra:
-        assert found["missing"] and all(list(lost) == ["long"] for lost in found["missing"].values())
-        assert "1 task is missing from every rate" in said
+    assert found["missing"] and all(list(lost) == ["long"] for lost in found["missing"].values())
+    assert "1 task is missing from every rate" in said
 
 
 def test_endings_say_what_came_out():
