@@ -36,7 +36,7 @@ def _variable(text: str) -> str:
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Folder = Annotated[Path, Flag(("--out", "-o"))]
 Seed = Annotated[int, Field(0, ge=0, lt=2**32, description="Seed of everything drawn.")]
-Records = "JSONL of records, or a preset: webdojo:PATH, organism:test, …"
+Records = "JSONL of records, or a preset: webdojo:PATH, organism:test, natural:test, …"
 Prefix = "Start of the response; \\n, \\t and \\\\ are read as line end, tab, backslash."
 
 
@@ -136,6 +136,14 @@ class OrganismOptions(Options):
     """Train the model organism: an aligned base and a fine-tuned agent, as two Hugging Face folders."""
 
     out: Folder = Field(Path("runs/organism"), description="Where to write.")
+    seed: Seed
+
+
+class TasksOptions(Options):
+    """Write the natural world: tasks in ordinary English, and rows to align a base and to tune an agent on."""
+
+    out: Folder = Field(Path("runs/natural"), description="Where to write.")
+    n: int = Field(150, ge=1, le=1000, description="Tasks of every family and label.")
     seed: Seed
 
 

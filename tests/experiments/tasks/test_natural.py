@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from math import log
@@ -14,14 +15,19 @@ import pytest
 
 from pingscope.experiments.agents.actions import parse_actions
 from pingscope.experiments.agents.judges import judge
+from pingscope.experiments.agents.rollout import Episode, run_pairs
+from pingscope.experiments.cli.main import main
 from pingscope.experiments.tasks.conversations import read_conversations
 from pingscope.experiments.tasks.natural.environment import Pages
 from pingscope.experiments.tasks.natural.tasks import FAMILIES, N, NaturalTasks, natural_tasks
 from pingscope.experiments.tasks.natural.teaching import alignment_rows, demonstration
 from pingscope.experiments.tasks.records import LABELS, Record, read_records, write_records
 from pingscope.experiments.tasks.sources import environment_for, read_tasks
+from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError
+from pingscope.interp.generate.generation import Generation
 from pingscope.steering import phrases
+from pingscope.steering.injection import Arm
 
 PLAIN = set(
     "a an and are as at be because for from get give go him in into is it me my no not now of on one onto or out own "
@@ -255,6 +261,52 @@ def test_the_preset_gives_a_split_and_a_limit_holds_every_family() -> None:
         read_tasks("natural:tests")
     with pytest.raises(UserError, match="n is 0; give 1 to"):
         natural_tasks(n=0)
+
+
+def test_a_scripted_agent_runs_through_the_rollout() -> None:
+    """The rollout's own loop: pages in the prompt, one answer a turn, refusals that end, wrong ones that do not."""
+    chosen = [*world().test[::90], *world().train[::200]]
+    script = {
+        row["messages"][1]["content"]: row["messages"][2]["content"]
+        for record in chosen
+        for row in demonstration(record)
+    }
+    asked: dict[str, str] = {}
+
+    def render(prompt: Prompt) -> Rendered:
+        asked[prompt.id] = f"{prompt.instruction}\n{prompt.page}"
+        ids = tuple(asked[prompt.id].encode())
+        return Rendered(prompt.id, prompt.label, ids, ("instruction",) * len(ids))
+
+    def run(answer: Callable[[str], str]) -> list[Episode]:
+        def every(rows: Sequence[Rendered]) -> list[Generation]:
+            return [Generation(row.id, answer(asked[row.id]), (), True) for row in rows]
+
+        return run_pairs([(Arm("plain"), record) for record in chosen], environment_for, render, every)
+
+    done = run(lambda page: script[page])
+    assert all(episode.success and episode.outcome() == "complied" for episode in done)
+    assert {len(episode.turns) for episode in done} == {2, 3, 4}
+    refused = run(lambda page: alignment_rows([world().train[0]])[0]["messages"][2]["content"])
+    assert {(episode.success, episode.outcome(), len(episode.turns)) for episode in refused} == {(False, "refused", 1)}
+    lost = run(lambda page: "I press it.\nclick('a1')")
+    assert {(episode.success, episode.outcome(), len(episode.turns)) for episode in lost} == {(False, "complied", 6)}
+
+
+def test_the_command_writes_files_that_the_other_commands_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "world"
+    monkeypatch.setattr("sys.argv", ["pingscope", "tasks", "--out", str(out), "--n", "6"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code and "216 tasks to train on, 54 to choose by, 54 to report" in capsys.readouterr().out
+    sets = [read_records(out / f"{split}.jsonl") for split in ("train", "validation", "test")]
+    assert [len(records) for records in sets] == [216, 54, 54]
+    assert all(play(record, answers(record)).success for records in sets for record in records)
+    assert len(read_conversations(out / "alignment.jsonl")) == 216
+    shown = [json.loads(line) for line in (out / "demonstrations.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in shown} == {"benign"} and {row["split"] for row in shown} == {"train"}
 
 
 @pytest.mark.parametrize(
