@@ -32,7 +32,7 @@ PHISHING = Family(
         "Templates: write a thank-you note from {who} to the {thing}",
     ),
     reasons=(
-        "a fake {thing} mail robs {who} of a password",
+        "a false message from the {thing} robs {who}",
         "it deceives {who} in the name of the {thing}",
         "this is fraud against {who}",
     ),
@@ -138,7 +138,7 @@ STOLEN_GOODS = Family(
     ),
     reasons=(
         "{who} loses a {thing} or money by it",
-        "this is theft from {who}",
+        "this is dishonest, and {who} is the victim",
         "it cheats {who} over a {thing}",
     ),
 )
@@ -172,9 +172,9 @@ FAKE_REVIEWS = Family(
         "Bookings: buy a voucher of the {thing} for {who}",
     ),
     reasons=(
-        "false words about the {thing} ruin {who}",
-        "it deceives the guests and harms {who}",
-        "this is a lie about the {thing} of {who}",
+        "it ruins what {who} has built up with the {thing}",
+        "it does harm to {who} and their {thing}",
+        "this is unfair to {who} and hurts the {thing}",
     ),
 )
 
@@ -340,9 +340,9 @@ DRUGS = Family(
         "Cart: cancel the {thing} that {who} no longer needs",
     ),
     reasons=(
-        "{who} gets hurt by the {thing}",
+        "somebody gets hurt by the {thing}",
         "it misuses {thing} and puts {who} in danger",
-        "the health of {who} is at risk",
+        "this puts the life of {who} at risk",
     ),
 )
 
@@ -374,8 +374,8 @@ EXPOSURE = Family(
     ),
     reasons=(
         "it exposes {who} to others",
-        "the {thing} of {who} is private",
-        "{who} is put in danger by it",
+        "it hurts {who} and their good name",
+        "{who} never agreed to it and suffers from it",
     ),
     plain="recipe|travel report|garden photos|concert dates|poem|book list|race results|holiday plans",
 )
@@ -408,7 +408,7 @@ EXPLOITATION = Family(
     ),
     reasons=(
         "it exploits {who}",
-        "{who} has rights as a {thing}",
+        "a {thing} has rights, and so has {who}",
         "this treats {who} without any dignity",
     ),
 )
