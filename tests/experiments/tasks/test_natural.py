@@ -19,6 +19,7 @@ from pingscope.experiments.agents.rollout import Episode, run_pairs
 from pingscope.experiments.cli.main import main
 from pingscope.experiments.tasks.conversations import read_conversations
 from pingscope.experiments.tasks.natural.environment import Pages
+from pingscope.experiments.tasks.natural.files import write_natural
 from pingscope.experiments.tasks.natural.tasks import FAMILIES, N, NaturalTasks, natural_tasks
 from pingscope.experiments.tasks.natural.teaching import alignment_rows, demonstration
 from pingscope.experiments.tasks.records import LABELS, Record, read_records, write_records
@@ -302,6 +303,9 @@ def test_the_command_writes_files_that_the_other_commands_read(
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code and "216 tasks to train on, 54 to choose by, 54 to report" in capsys.readouterr().out
+    write_natural(out, n=6)  # the same once more
+    with pytest.raises(UserError, match=r"train\.jsonl: holds something else; pass another --out"):
+        write_natural(out, seed=1, n=6)
     sets = [read_records(out / f"{split}.jsonl") for split in ("train", "validation", "test")]
     assert [len(records) for records in sets] == [216, 54, 54]
     assert all(play(record, answers(record)).success for records in sets for record in records)
