@@ -21,7 +21,6 @@ _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.
 COMMANDS = (
     Command("study", declared.StudyOptions, "study:study"),
     Command("organism", declared.OrganismOptions, "models:organism"),
-    Command("tasks", declared.TasksOptions, "worlds:tasks"),
     Command("finetune", declared.FinetuneOptions, "models:finetune"),
     Command("evaluate", declared.EvaluateOptions, "behaviour:evaluate"),
     Command("cache", declared.CacheOptions, "activations:cache"),
@@ -37,6 +36,7 @@ COMMANDS = (
     Command("attack", declared.AttackOptions, "robustness:attack"),
     Command("transfer", declared.TransferOptions, "robustness:transfer"),
     Command("doctor", declared.DoctorOptions, "models:doctor"),
+    Command("tasks", declared.TasksOptions, "worlds:tasks"),
     Command("report", declared.ReportOptions, "study:report"),
 )
 

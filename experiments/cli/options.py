@@ -139,14 +139,6 @@ class OrganismOptions(Options):
     seed: Seed
 
 
-class TasksOptions(Options):
-    """Write the natural world: tasks in ordinary English, and rows to align a base and to tune an agent on."""
-
-    out: Folder = Field(Path("runs/natural"), description="Where to write.")
-    n: int = Field(150, ge=1, le=1000, description="Tasks of every family and label.")
-    seed: Seed
-
-
 class FinetuneOptions(ModelSettings):
     """Agentic supervised fine-tuning (LoRA or full) on demonstrations; saves a Hugging Face folder."""
 
@@ -173,6 +165,14 @@ class DoctorOptions(ModelOptions):
     max_tokens: int = Field(1024, ge=16, le=1_000_000, description="Longest prompt of the suite.")
     attention: str = Field("", description="eager, sdpa, … (default: the model's).")
     out: Annotated[Path | None, Flag(("--out", "-o"))] = Field(None, description="Also write the tables to this file.")
+
+
+class TasksOptions(Options):
+    """Write the natural world: tasks in ordinary English, and rows to align a base and to tune an agent on."""
+
+    out: Folder = Field(Path("runs/natural"), description="Where to write.")
+    n: int = Field(150, ge=1, le=1000, description="Tasks of every family and label.")
+    seed: Seed
 
 
 class CacheOptions(PrefixOptions, PromptOptions, ModelOptions):
