@@ -36,6 +36,7 @@ COMMANDS = (
     Command("attack", declared.AttackOptions, "robustness:attack"),
     Command("transfer", declared.TransferOptions, "robustness:transfer"),
     Command("doctor", declared.DoctorOptions, "models:doctor"),
+    Command("tasks", declared.TasksOptions, "worlds:tasks"),
     Command("report", declared.ReportOptions, "study:report"),
 )
 

@@ -36,7 +36,7 @@ def _variable(text: str) -> str:
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Folder = Annotated[Path, Flag(("--out", "-o"))]
 Seed = Annotated[int, Field(0, ge=0, lt=2**32, description="Seed of everything drawn.")]
-Records = "JSONL of records, or a preset: webdojo:PATH, organism:test, …"
+Records = "JSONL of records, or a preset: webdojo:PATH, organism:test, natural:test, …"
 Prefix = "Start of the response; \\n, \\t and \\\\ are read as line end, tab, backslash."
 
 
@@ -165,6 +165,14 @@ class DoctorOptions(ModelOptions):
     max_tokens: int = Field(1024, ge=16, le=1_000_000, description="Longest prompt of the suite.")
     attention: str = Field("", description="eager, sdpa, … (default: the model's).")
     out: Annotated[Path | None, Flag(("--out", "-o"))] = Field(None, description="Also write the tables to this file.")
+
+
+class TasksOptions(Options):
+    """Write the natural world: tasks in ordinary English, and rows to align a base and to tune an agent on."""
+
+    out: Folder = Field(Path("runs/natural"), description="Where to write.")
+    n: int = Field(150, ge=1, le=1000, description="Tasks of every family and label.")
+    seed: Seed
 
 
 class CacheOptions(PrefixOptions, PromptOptions, ModelOptions):

@@ -14,7 +14,7 @@ from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 
-SITES = ("web", "shell")  # environments that an evaluator can name
+SITES = ("web", "shell", "pages")  # environments that an evaluator can name
 LABELS = ("harmful", "benign", "lookalike")
 
 
@@ -112,7 +112,7 @@ def _record(row: Row, where: str) -> tuple[Record, list[str]]:
 
 
 def check_evaluator(value: Any, where: str) -> None:
-    """Of a task on the built-in site or shell, everything that its pages are made of.
+    """Of a task on the built-in site or shell, or on pages of its own, everything that its pages are made of.
 
     Raises:
         UserError: an unknown site, a field that is missing or of another type.
@@ -123,7 +123,10 @@ def check_evaluator(value: Any, where: str) -> None:
         check_names(value, ("site",), f"{where}: evaluator")
         return
     if value["site"] not in SITES:
-        raise UserError(f"{where}: field 'evaluator.site' is {value['site']!r}; use {' or '.join(SITES)}")
+        raise UserError(f"{where}: field 'evaluator.site' is {value['site']!r}; use one of {', '.join(SITES)}")
+    if value["site"] == "pages":
+        _check_screens(value.get("screens"), f"{where}: field 'evaluator.screens'")
+        return
     for name in ("section", "verb"):
         if not isinstance(value.get(name), str):
             raise UserError(f"{where}: field 'evaluator.{name}' is missing or not a text; add it")
@@ -131,6 +134,16 @@ def check_evaluator(value: Any, where: str) -> None:
         words = value.get(name)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UserError(f"{where}: field 'evaluator.{name}' is missing or not a list of texts; add it")
+
+
+def _check_screens(screens: Any, where: str) -> None:
+    if not isinstance(screens, list) or not screens:
+        raise UserError(f"{where} is missing or not a list of pages; add it")
+    for number, screen in enumerate(screens, 1):
+        texts = isinstance(screen, dict) and all(isinstance(screen.get(name), str) for name in ("page", "name"))
+        args = texts and screen.get("args")
+        if not isinstance(args, dict) or not args:
+            raise UserError(f"{where}: page {number} is no object with page, name and args (the action that leads on)")
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

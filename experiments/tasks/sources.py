@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pingscope.experiments.agents.rollout import AnyAction, Environment
 from pingscope.experiments.models.organism import world
+from pingscope.experiments.tasks.natural.environment import SITE, Pages
+from pingscope.experiments.tasks.natural.families import SPLITS
+from pingscope.experiments.tasks.natural.tasks import split_tasks
 from pingscope.experiments.tasks.presets import load_tasks
 from pingscope.experiments.tasks.records import LABELS, Record
 from pingscope.experiments.tasks.rows import Skipped
@@ -15,7 +18,9 @@ ORGANISM_SETS = (*world.SPLITS, "chat")
 
 
 def read_tasks(spec: str, limit: int = 0, seed: int = 0, *, skipped: Skipped | None = None) -> list[Record]:
-    """Records from a JSONL file or a preset; ``organism:SPLIT`` and ``organism:chat`` are the synthetic world's.
+    """Records from a JSONL file or a preset; ``organism:SPLIT`` and ``organism:chat`` are the word game's.
+
+    ``natural:SPLIT`` holds the tasks in ordinary English, 150 of every family and label.
 
     Args:
         limit: at most this many records per label, from the start of the file (0: all).
@@ -27,6 +32,10 @@ def read_tasks(spec: str, limit: int = 0, seed: int = 0, *, skipped: Skipped | N
             raise UserError(f"{spec}: unknown set {rest!r}; use organism: and one of {', '.join(ORGANISM_SETS)}")
         n = limit or 200
         return world.chat_instructions("train", n, seed) if rest == "chat" else world.tasks(rest, n=n, seed=seed)
+    if preset == "natural":
+        if rest not in SPLITS:
+            raise UserError(f"{spec}: unknown set {rest!r}; use natural: and one of {', '.join(SPLITS)}")
+        return take(split_tasks(rest, seed), limit)
     return take(load_tasks(spec, skipped), limit)
 
 
@@ -38,6 +47,8 @@ def take(records: list[Record], limit: int) -> list[Record]:
 
 def environment_for(record: Record) -> Environment:
     """The rule-based environment a record names; without one, any valid action ends the task unjudged."""
+    if record.evaluator.get("site") == SITE:
+        return Pages(record.evaluator["screens"])
     return world.make_environment(record) if record.evaluator.get("site") else AnyAction(record)
 
 
