@@ -199,12 +199,6 @@ def test_gguf_without_its_package_names_it(tmp_path, monkeypatch):
     assert "2 GGUF files" in refusal(tmp_path)
 
 
-def test_a_gguf_file_that_is_damaged(tmp_path):
-    pytest.importorskip("gguf")
-    (tmp_path / "model-q8.gguf").write_bytes(b"GGUF")
-    assert "cannot load" in refusal(tmp_path / "model-q8.gguf")
-
-
 def overflowing(folder):
     """Finite weights whose logits are infinite: a checkpoint that overflowed."""
     rewrite(folder, lambda t: t["lm_head.weight"].div_(t["lm_head.weight"].abs().max()).mul_(3e38))
@@ -239,48 +233,3 @@ def test_activations_without_meaning_are_stopped(folder):
 def test_a_model_that_overflows_on_two_tokens_is_refused(folder):
     rewrite(folder, lambda t: t[UP].div_(t[UP].abs().max()).mul_(3e38))
     assert "after layer 2" in refusal(folder)
-
-
-def write_gguf(path, hf, tokenizer):
-    """The tiny Llama in the format of llama.cpp, with the library that it ships."""
-    import gguf
-
-    config, vocabulary = hf.config, tokenizer.get_vocab()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_freq_base(10_000.0)
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if vocabulary[token] < 6 else 1 for token in tokens])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_chat_template(tokenizer.chat_template)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, tensor in hf.state_dict().items():
-        if key.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp orders rotary pairs otherwise
-            heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
-            pairs = tensor.reshape(heads, 2, -1, tensor.shape[1])
-            tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_gguf_files_and_folders_load(tiny_model, tmp_path):
-    pytest.importorskip("gguf")
-    write_gguf(tmp_path / "tiny.gguf", tiny_model.hf, tiny_model.tokenizer)
-    row = tiny_model.render("Buy the laptop")
-    for source in (tmp_path, tmp_path / "tiny.gguf"):
-        model = load_model(source, device="cpu")
-        assert torch.allclose(model.next_token_logits([row]), tiny_model.next_token_logits([row]), atol=1e-4)
