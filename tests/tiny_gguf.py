@@ -15,6 +15,7 @@ def write_gguf(
     quantised: Any = None,
     architecture: str = "llama",
     pre: str = "default",
+    eos: int | None = None,
 ) -> None:
     """A tiny Llama in the format of llama.cpp, with the library that it ships.
 
@@ -39,6 +40,8 @@ def write_gguf(
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if vocabulary[token] < 6 else 1 for token in tokens])
+    if eos is not None:
+        writer.add_eos_token_id(eos)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_chat_template(tokenizer.chat_template)

