@@ -116,7 +116,9 @@ def _base_of(adapter: Path, base: str | None) -> str:
     settings = read_json(adapter / ADAPTER)
     named = base or (settings.get("base_model_name_or_path") if isinstance(settings, dict) else None)
     if not named or not isinstance(named, str):
-        raise UserError(f"{adapter / ADAPTER}: field base_model_name_or_path is empty; pass the base model as base=…")
+        raise UserError(
+            f"{adapter / ADAPTER}: field base_model_name_or_path is empty; pass the base model as --base (base=…)"
+        )
     if pickled := not list(adapter.glob("adapter_model*.safetensors")) and _pickles(adapter):
         raise UserError(f"{adapter}: its weights are pickled ({pickled[0].name}); save the adapter as safetensors")
     beside = adapter / named
@@ -124,7 +126,9 @@ def _base_of(adapter: Path, base: str | None) -> str:
     try:
         source = find_source(found)
     except UserError as error:
-        raise UserError(f"{adapter}: an adapter of {named}, which does not load ({error}); pass base=…") from error
+        raise UserError(
+            f"{adapter}: an adapter of {named}, which does not load ({error}); pass --base (base=…)"
+        ) from error
     if source.adapter or source.gguf:
         raise UserError(f"{adapter}: an adapter of {named}, which is no plain model; merge that one first")
     return source.weights

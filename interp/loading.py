@@ -17,6 +17,7 @@ from pingscope.interp.memory import check_fits, weight_bytes
 from pingscope.interp.model.adapters import with_adapter
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.weights import in_short, load_checked
+from pingscope.interp.precision import choose_precision
 
 
 def load_model(
@@ -42,8 +43,10 @@ def load_model(
         path_or_id: or a :class:`HookedModel` or ``TransformerBridge``, to be used through another ``backend``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda:1``, …; ``sharded`` spreads the layers over all
             GPUs and, where they do not fit, the memory and the disk (``device_map="auto"``).
-        dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``. Checkpoints stored in 8 or 4 bits
-            stay so; the library that made them must be installed.
+        dtype: ``auto`` (as stored; a GGUF in float32), ``float32``, ``bfloat16``, ``float16``, or ``fast``: bfloat16
+            where the processor computes in it and the model's predictions stay, else float32; the model's attribute
+            ``precision`` says which and why. Checkpoints stored in 8 or 4 bits stay so; the library that made them
+            must be installed.
         backend: ``hf``, ``transformer_lens`` or ``nnsight``, see :mod:`pingscope.interp.backends`.
         remote: with nnsight, ``True`` runs on NDIF: only the configuration and tokenizer are loaded here.
         copy: of a loaded model, before transformer_lens rewrites its modules.
@@ -61,7 +64,10 @@ def load_model(
     check_backend(backend, remote)
     if not isinstance(path_or_id, str | Path):
         return adopt(path_or_id, backend, copy=copy, remote=remote)
-    dtypes = {"auto": "auto"} | {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
+    dtypes = {"auto": "auto", "fast": torch.float32}
+    dtypes |= {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
+    if dtype == "fast" and device == "sharded":
+        raise UserError("dtype 'fast': compares two precisions on one device; with device 'sharded' give bfloat16")
     if dtype not in dtypes:
         raise UserError(f"dtype {dtype!r}: unknown; use one of {', '.join(dtypes)}")
     name = str(path_or_id)
@@ -91,13 +97,21 @@ def load_model(
     if getattr(hf, "_hf_peft_config_loaded", False):
         raise UserError(f"{name}: a PEFT adapter on the hub; download it and give its folder, with base=… if needed")
     if source.adapter is not None:
-        hf = with_adapter(hf, source.adapter, name)
-    if device != "sharded" and not getattr(hf, "is_quantized", False):  # quantised weights are placed as they load
-        try:
-            hf.to(_device(device))
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device {device!r}: {str(error).splitlines()[0]}; use auto or cpu") from error
-    return wrap(HookedModel(hf, tokenizer, name=name, blocks=blocks), backend, remote)
+        hf = with_adapter(hf, source.adapter, name, source.weights)
+    quantised = bool(getattr(hf, "is_quantized", False))
+    if device != "sharded" and not quantised:  # quantised weights are placed as they load
+        _place(hf, device)
+    why = choose_precision(hf, tokenizer) if dtype == "fast" and not quantised else ""
+    model = wrap(HookedModel(hf, tokenizer, name=name, blocks=blocks), backend, remote)
+    model.precision = why
+    return model
+
+
+def _place(hf: Any, device: str) -> None:
+    try:
+        hf.to(_device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r}: {str(error).splitlines()[0]}; use auto or cpu") from error
 
 
 def _at_hand(source: Source, name: str, revision: str | None) -> Source:
@@ -121,16 +135,17 @@ def _tokenizer(source: Source, name: str, common: dict[str, Any], header: Header
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source.adapter) if own else source.weights, **common)
     except Exception as error:  # a foreign file makes the library fail in any way
-        raise _unreadable(name, "model's tokenizer", error, header) from error
+        raise _unreadable(name, "model's tokenizer", error, header, source) from error
     if header is not None:
         mend_tokenizer(tokenizer, header)
     return tokenizer
 
 
-def _unreadable(name: str, what: str, error: Exception, header: Header | None) -> UserError:
+def _unreadable(name: str, what: str, error: Exception, header: Header | None, source: Source) -> UserError:
     """Of a GGUF file the architecture is said: that is what transformers knows or does not know."""
     if header is None:
-        return UserError(f"{name}: cannot load the {what} ({in_short(error)})")
+        remedy = "; pass its base by --base (base=…)" if source.adapter else ""
+        return UserError(f"{name}: cannot load the {what} ({in_short(error)}){remedy}")
     return UserError(
         f"{name}: transformers cannot load the {what} from a GGUF of architecture {header.architecture!r} "
         f"({in_short(error)}); give the model's safetensors folder or hub id"
@@ -156,7 +171,7 @@ def _weights(
     try:
         config = AutoConfig.from_pretrained(source.weights, **common)
     except Exception as error:  # a foreign file makes the library fail in any way
-        raise _unreadable(name, "model", error, header) from error
+        raise _unreadable(name, "model", error, header, source) from error
     # Vision-language models have a class of their own; their text tower is what is read.
     remote_code = getattr(config, "auto_map", None) or {}
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote_code

@@ -12,7 +12,7 @@ from pingscope.interp.errors import UserError
 from pingscope.interp.gguf import read_header
 
 GIGABYTE = 1e9
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fast": 6}  # fast: both while they are compared
 _STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}  # safetensors' names; all others: one byte
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # The model while it loads, over its weights. A folder's are mapped from their file; a GGUF's are undone beside the

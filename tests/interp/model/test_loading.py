@@ -13,6 +13,7 @@ from tiny_models import build_model, train_tokenizer
 from pingscope.interp import Prompt, UserError, load_model
 from pingscope.interp.generate.generation import generate
 from pingscope.interp.generate.shared_prompts import SharedPrefill
+from pingscope.interp.model.adapters import write_base
 
 UP = "model.layers.2.mlp.up_proj.weight"
 
@@ -181,6 +182,21 @@ def test_adapters_that_do_not_fit(adapter, checkpoint, tmp_path):
     found = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(found | {"base_model_name_or_path": "/nowhere/base"}))
     assert "/nowhere/base, which does not load" in refusal(folder) and "base=" in refusal(folder)
+
+
+def test_an_adapter_knows_the_weights_it_was_trained_on(adapter, checkpoint, tmp_path):
+    base, folder = checkpoint("llama"), shutil.copytree(adapter[0], tmp_path / "adapter")
+    write_base(folder, base)
+    assert load_model(folder).fingerprint == load_model(adapter[0]).fingerprint
+    assert load_model(folder, dtype="bfloat16").n_layers == 4  # the files are compared, whatever they are read as
+    twin = shutil.copytree(base, tmp_path / "twin")
+    assert load_model(folder, base=twin).n_layers == 4
+    rewrite(twin, lambda t: t[UP].mul_(1.001))  # the same shapes
+    assert load_model(adapter[0], base=twin).n_layers == 4  # an adapter that says nothing
+    message = refusal(folder, base=twin)
+    assert f"was trained on {base.name}" in message and "holds other weights; pass that one as --base" in message
+    (folder / "base.json").write_text("3")
+    assert "holds other weights" in refusal(folder)
 
 
 def test_an_adapter_beside_a_model_is_not_guessed_at(adapter, folder):
