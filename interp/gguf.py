@@ -99,6 +99,19 @@ def mend_tokenizer(tokenizer: Any, header: Header) -> None:
         )
 
 
+def as_plain(hf: Any) -> None:
+    """Forget that the numbers were blocks once: to transformers a model from a GGUF file stays a quantised one, which
+    is neither moved to another device nor saved. One whose blocks are still packed stays what it is.
+    """
+    import torch
+
+    if any(tensor.dtype == torch.uint8 for tensor in (*hf.parameters(), *hf.buffers())):
+        return
+    hf.hf_quantizer, hf.is_quantized = None, False
+    if hasattr(hf.config, "quantization_config"):
+        del hf.config.quantization_config
+
+
 def _undone(kind: int) -> Any:
     """The type of this id if blocks of it can be dequantised: tried on one block of zeros. Otherwise None."""
     import gguf

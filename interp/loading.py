@@ -12,7 +12,7 @@ from pingscope.interp.backends import adopt, check_backend, wrap
 from pingscope.interp.chat.template import configure
 from pingscope.interp.checkpoint import Source, find_source
 from pingscope.interp.errors import UserError
-from pingscope.interp.gguf import Header, check_gguf, mend_tokenizer
+from pingscope.interp.gguf import Header, as_plain, check_gguf, mend_tokenizer
 from pingscope.interp.memory import check_fits, weight_bytes
 from pingscope.interp.model.adapters import with_adapter
 from pingscope.interp.model.hooked import HookedModel
@@ -94,6 +94,8 @@ def load_model(
     if device != "sharded" and Path(source.weights).is_dir():
         check_fits(name, weight_bytes(Path(source.weights), source.gguf, dtype))
     hf = _weights(source, name, dtypes[dtype], device, attn_implementation, common, header)
+    if header is not None:
+        as_plain(hf)
     if getattr(hf, "_hf_peft_config_loaded", False):
         raise UserError(f"{name}: a PEFT adapter on the hub; download it and give its folder, with base=… if needed")
     if source.adapter is not None:

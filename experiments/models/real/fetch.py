@@ -92,9 +92,6 @@ def to_folder(gguf: Path, folder: Path) -> None:
     """
     model = load_model(gguf, device="cpu", dtype="float32")
     hf: Any = model.hf
-    hf.hf_quantizer = None  # otherwise saving is refused: the weights are plain numbers by now
-    if hasattr(hf.config, "quantization_config"):
-        del hf.config.quantization_config
     hf.generation_config.eos_token_id = _end_of_turn(model)
     model.tokenizer.model_max_length = model.context_length
     hf.save_pretrained(folder)

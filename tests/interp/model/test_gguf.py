@@ -46,6 +46,17 @@ def test_quantised_matrices_are_undone(tiny_model, tmp_path, kind, capfd):
     assert "quantizing" not in capfd.readouterr().err  # no bar of the library's
 
 
+def test_what_was_undone_is_an_ordinary_model(file, checkpoint, tmp_path, monkeypatch):
+    model = load_model(file)
+    assert not model.hf.is_quantized and not hasattr(model.hf.config, "quantization_config")
+    model.hf.save_pretrained(tmp_path / "saved")
+    model.tokenizer.save_pretrained(tmp_path / "saved")
+    saved = load_model(tmp_path / "saved")
+    assert all(torch.equal(tensor, model.hf.state_dict()[key]) for key, tensor in saved.hf.state_dict().items())
+    monkeypatch.setattr("pingscope.interp.precision._bfloat16_on", lambda device: "this CPU")
+    assert load_model(file, dtype="fast").hf.dtype == torch.bfloat16
+
+
 def test_the_header_says_what_the_file_holds(tiny_model, file):
     header = read_header(file)
     assert header.architecture == "llama" and header.settings["llama.block_count"] == 4
@@ -102,6 +113,20 @@ def test_files_of_a_hub_id_or_a_folder(file):
     assert "neither a folder nor a hub id" in refusal("./nowhere:other.gguf")
     message = refusal("nobody/nothing:model.Q8_0.gguf")  # no network in tests
     assert "cannot get the file from the hub" in message and "give a local one" in message
+
+
+def test_a_file_of_the_hub(file, tiny_model, monkeypatch):
+    asked = []
+
+    def download(repository, name, revision=None):
+        asked.append((repository, name, revision))
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = load_model("owner/name:tiny.gguf", revision="v2")
+    assert asked == [("owner/name", "tiny.gguf", "v2")] and model.name == "owner/name:tiny.gguf"
+    row = model.render("Buy the laptop")
+    assert torch.allclose(model.next_token_logits([row]), tiny_model.next_token_logits([row]), atol=1e-4)
 
 
 def test_memory_is_asked_for_first(file, checkpoint, monkeypatch):
