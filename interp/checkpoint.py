@@ -39,6 +39,9 @@ def find_source(name: str, base: str | None = None) -> Source:
         UserError: no model there, weights that are pickled, damaged or not all there, an adapter without its base.
     """
     path = Path(name).expanduser()
+    place, colon, file = name.rpartition(":")
+    if colon and file.endswith(".gguf") and not path.exists() and base is None:
+        return _gguf_in(place, file)
     if not path.exists():
         # "runs/base" reads as a hub id too: it is a folder to whoever has a folder "runs".
         folder_like = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
@@ -113,7 +116,9 @@ def _base_of(adapter: Path, base: str | None) -> str:
     settings = read_json(adapter / ADAPTER)
     named = base or (settings.get("base_model_name_or_path") if isinstance(settings, dict) else None)
     if not named or not isinstance(named, str):
-        raise UserError(f"{adapter / ADAPTER}: field base_model_name_or_path is empty; pass the base model as base=…")
+        raise UserError(
+            f"{adapter / ADAPTER}: field base_model_name_or_path is empty; pass the base model as --base (base=…)"
+        )
     if pickled := not list(adapter.glob("adapter_model*.safetensors")) and _pickles(adapter):
         raise UserError(f"{adapter}: its weights are pickled ({pickled[0].name}); save the adapter as safetensors")
     beside = adapter / named
@@ -121,7 +126,9 @@ def _base_of(adapter: Path, base: str | None) -> str:
     try:
         source = find_source(found)
     except UserError as error:
-        raise UserError(f"{adapter}: an adapter of {named}, which does not load ({error}); pass base=…") from error
+        raise UserError(
+            f"{adapter}: an adapter of {named}, which does not load ({error}); pass --base (base=…)"
+        ) from error
     if source.adapter or source.gguf:
         raise UserError(f"{adapter}: an adapter of {named}, which is no plain model; merge that one first")
     return source.weights
@@ -149,12 +156,31 @@ def _without_config(path: Path) -> Source:
     raise UserError(f"{path}: not a model folder (no {CONFIG}); give the folder that holds it")
 
 
+def _gguf_in(place: str, file: str) -> Source:
+    """``hub_id:file.gguf``; a folder does as well."""
+    folder = Path(place).expanduser()
+    if folder.is_dir() and not (folder / file).is_file():
+        there = ", ".join(sorted(one.name for one in folder.glob("*.gguf"))[:4]) or "none"
+        raise UserError(f"{place}:{file}: no such file in the folder (GGUF files there: {there}); name one of them")
+    if folder.is_dir():
+        return _gguf(folder / file)
+    if place.startswith((".", "/", "~")) or place.count("/") > 1:
+        raise UserError(f"{place}:{file}: neither a folder nor a hub id; give OWNER/NAME:{file} or the file's path")
+    needs_gguf(f"{place}:{file}")
+    return Source(place, gguf=file)
+
+
 def _gguf(file: Path) -> Source:
+    needs_gguf(str(file))
+    return Source(str(file.parent), gguf=file.name)
+
+
+def needs_gguf(name: str) -> None:
+    """Refuse ``name`` where the package that reads GGUF files is not installed."""
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:
-        raise UserError(f"{file}: GGUF needs the package gguf (pip install gguf), or the model's safetensors folder")
-    return Source(str(file.parent), gguf=file.name)
+        raise UserError(f"{name}: GGUF needs the package gguf (pip install gguf), or the model's safetensors folder")
 
 
 def _pickles(folder: Path) -> list[Path]:

@@ -9,7 +9,15 @@ import typer
 
 from pingscope.experiments.cli.checks import needs_labels, safe_out
 from pingscope.experiments.cli.options import CacheOptions, ProbeOptions, TrackOptions
-from pingscope.experiments.cli.shared import Reader, load_probes, note_open_comment, open_model, open_run, write_results
+from pingscope.experiments.cli.shared import (
+    Reader,
+    load_probes,
+    note_open_comment,
+    open_model,
+    open_run,
+    settled,
+    write_results,
+)
 from pingscope.experiments.cli.tables import percent, print_table, signed
 from pingscope.experiments.run.progress import bar, say
 from pingscope.interp.errors import UserError
@@ -109,7 +117,7 @@ def track(options: TrackOptions) -> None:
     models = {"agent": open_model(options)}
     arms = [Arm("agent")]
     if options.base:
-        models["base"] = open_model(options, options.base)
+        models["base"] = open_model(options, options.base, settled(options, models["agent"]))
         arms.insert(0, Arm("base", "base"))
     if prefix:
         arms += [Arm("agent+prefix", prefix=prefix), Arm("agent+suffix", suffix=prefix.strip())]

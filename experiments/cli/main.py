@@ -21,6 +21,7 @@ _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.
 COMMANDS = (
     Command("study", declared.StudyOptions, "study:study"),
     Command("organism", declared.OrganismOptions, "models:organism"),
+    Command("fetch", declared.FetchOptions, "models:fetch"),
     Command("finetune", declared.FinetuneOptions, "models:finetune"),
     Command("evaluate", declared.EvaluateOptions, "behaviour:evaluate"),
     Command("cache", declared.CacheOptions, "activations:cache"),

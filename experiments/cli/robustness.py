@@ -31,6 +31,7 @@ from pingscope.experiments.cli.shared import (
     note_open_comment,
     open_model,
     open_run,
+    settled,
     write_results,
 )
 from pingscope.experiments.cli.tables import behaviour_table, print_table, said_missing, signed
@@ -155,7 +156,9 @@ def transfer(options: TransferOptions) -> None:
     records = read(options.tasks, options.limit)
     needs_labels("--tasks", options.tasks, records)
     run = open_run(options)
-    models = {name: open_model(options, name) for name in options.model}
+    first, *others = options.model
+    models = {first: open_model(options, first)}
+    models |= {name: open_model(options, name, settled(options, models[first])) for name in others}
     further = options.prefix_file[len(models) :] or options.prefix[len(models) :]
     prefixes = dict(zip([*options.model, *map(str, further)], texts, strict=True))
     evaluate = Episodes(options.out, options.max_turns, options.max_new_tokens)

@@ -13,7 +13,7 @@ from pingscope.experiments.agents.endpoint import Endpoint
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.cli.checks import disjoint, safe_out
 from pingscope.experiments.cli.endings import unread_hint
-from pingscope.experiments.cli.options import ModelSettings
+from pingscope.experiments.cli.options import ModelOptions, ModelSettings
 from pingscope.experiments.cli.parameters import Options
 from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.progress import bar, hide_weight_bars, say
@@ -117,9 +117,18 @@ def open_model(options: ModelSettings, name: str = "", dtype: str = "", attentio
     how = loading(options) | {"attn_implementation": attention or None}
     if dtype:
         how["dtype"] = dtype
+    if isinstance(options, ModelOptions) and not name:
+        how["base"] = options.adapters_base() or None
     model = load_model(name or options.model, **how)  # type: ignore[attr-defined]
     say(f"model: {model.name} ({model.n_layers} layers x {model.d_model}, {model.device})")
+    if model.precision:
+        say(f"dtype: {model.precision}")
     return model
+
+
+def settled(options: ModelSettings, model: HookedModel) -> str:
+    """The dtype of a command's further models: what ``fast`` chose for the first, so that all compute alike."""
+    return str(model.hf.dtype).removeprefix("torch.") if options.dtype == "fast" else ""
 
 
 class Reader:

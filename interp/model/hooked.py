@@ -65,6 +65,7 @@ class HookedModel:
     """
 
     backend = "hf"
+    precision = ""  # of a model loaded with dtype "fast": which one was chosen, and why
     remote: bool | str = False  # ``True`` where the weights are on another machine
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None, *, blocks: str | None = None) -> None:

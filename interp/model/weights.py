@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def load_checked(auto: Any, source: str, name: str, **options: Any) -> Any:
     Raises:
         UserError: names the tensors that are missing, unexpected, of another shape, not finite or all zero.
     """
-    with _quiet():
+    with _quiet(), _without_bar(bool(options.get("gguf_file"))):
         try:
             hf, info = auto.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
         except Exception as error:  # a foreign file makes the library fail in any way
@@ -95,6 +96,11 @@ def _listed(keys: Iterable[str]) -> str:
     names = sorted(keys, key=lambda key: ([int(part) for part in key.split(".") if part.isdigit()], key))
     more = f" and {len(names) - NAMED} more tensors" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def _without_bar(dequantises: bool) -> AbstractContextManager[Any]:
+    """Undoing a GGUF's quantisation draws a bar that no setting turns off; downloads keep theirs."""
+    return redirect_stderr(io.StringIO()) if dequantises else nullcontext()
 
 
 @contextmanager

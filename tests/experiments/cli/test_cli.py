@@ -374,3 +374,38 @@ def test_doctor_names_what_is_wrong(pingscope, checkpoint, tmp_path, monkeypatch
     (folder / "chat_template.jinja").unlink()
     _, shown, _ = pingscope("doctor", "--model", folder)
     assert "cannot render" in shown and "--chat-template" in shown
+
+
+def test_adapters_and_their_base(pingscope, checkpoint, prompts, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = checkpoint("llama"), tmp_path / "adapter"
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    tuned.save_pretrained(adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "gone/base"}))
+    cache = ("cache", "--prompts", prompts, "--layers", "1", "--model")
+    code, _, err = pingscope(*cache, adapter, "--out", tmp_path / "a")
+    assert code == 2 and "gone/base" in err and "--base" in err
+    code, _, err = pingscope(*cache, adapter, "--base", base, "--out", tmp_path / "a")
+    assert code == 0 and f"model: {adapter} on {base}" in err
+    code, _, err = pingscope(*cache, base, "--base", base, "--out", tmp_path / "b")
+    assert code == 2 and "is no adapter" in err
+    assert pingscope("cache", "--prompts", prompts, "--model", base, "--out", tmp_path / "b")[0] == 0
+    assert pingscope("probe", "--store", tmp_path / "b", "--C", "1", "--out", tmp_path / "probes")[0] == 0
+    track = ("track", "--probes", tmp_path / "probes", "--prompts", prompts, "--transfer", "--out", tmp_path / "track")
+    code, _, err = pingscope(*track, "--model", adapter, "--base", base)  # --base is both: what else would it be?
+    assert code == 0 and f"model: {adapter} on {base}" in err and f"model: {base} (" in err
+
+
+def test_the_precision_is_chosen_once_and_said(pingscope, checkpoint, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("pingscope.interp.precision._bfloat16_on", lambda device: "this CPU (avx512_bf16)")
+    base = checkpoint("llama")
+    cache = ("cache", "--prompts", prompts, "--model", base)
+    code, _, err = pingscope(*cache, "--model-dtype", "fast", "--out", tmp_path / "a")
+    assert code == 0 and "dtype: bfloat16, because this CPU (avx512_bf16) computes in it" in err
+    assert pingscope("probe", "--store", tmp_path / "a", "--C", "1", "--out", tmp_path / "probes")[0] == 0
+    track = ("track", "--probes", tmp_path / "probes", "--prompts", prompts, "--out", tmp_path / "track")
+    code, _, err = pingscope(*track, "--model", base, "--base", base, "--dtype", "fast")
+    assert code == 0 and err.count("dtype: bfloat16") == 1  # the second model follows the first

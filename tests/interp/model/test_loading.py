@@ -13,6 +13,7 @@ from tiny_models import build_model, train_tokenizer
 from pingscope.interp import Prompt, UserError, load_model
 from pingscope.interp.generate.generation import generate
 from pingscope.interp.generate.shared_prompts import SharedPrefill
+from pingscope.interp.model.adapters import write_base
 
 UP = "model.layers.2.mlp.up_proj.weight"
 
@@ -194,6 +195,21 @@ def test_adapters_that_do_not_fit(adapter, checkpoint, tmp_path):
     assert "/nowhere/base, which does not load" in refusal(folder) and "base=" in refusal(folder)
 
 
+def test_an_adapter_knows_the_weights_it_was_trained_on(adapter, checkpoint, tmp_path):
+    base, folder = checkpoint("llama"), shutil.copytree(adapter[0], tmp_path / "adapter")
+    write_base(folder, base)
+    assert load_model(folder).fingerprint == load_model(adapter[0]).fingerprint
+    assert load_model(folder, dtype="bfloat16").n_layers == 4  # the files are compared, whatever they are read as
+    twin = shutil.copytree(base, tmp_path / "twin")
+    assert load_model(folder, base=twin).n_layers == 4
+    rewrite(twin, lambda t: t[UP].mul_(1.001))  # the same shapes
+    assert load_model(adapter[0], base=twin).n_layers == 4  # an adapter that says nothing
+    message = refusal(folder, base=twin)
+    assert f"was trained on {base.name}" in message and "holds other weights; pass that one as --base" in message
+    (folder / "base.json").write_text("3")
+    assert "holds other weights" in refusal(folder)
+
+
 def test_an_adapter_beside_a_model_is_not_guessed_at(adapter, folder):
     (folder / "adapter_config.json").write_bytes((adapter[0] / "adapter_config.json").read_bytes())
     shutil.copy(adapter[0] / "adapter_model.safetensors", folder)
@@ -208,12 +224,6 @@ def test_gguf_without_its_package_names_it(tmp_path, monkeypatch):
     assert "pip install gguf" in refusal(tmp_path / "model-q8.gguf")
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     assert "2 GGUF files" in refusal(tmp_path)
-
-
-def test_a_gguf_file_that_is_damaged(tmp_path):
-    pytest.importorskip("gguf")
-    (tmp_path / "model-q8.gguf").write_bytes(b"GGUF")
-    assert "cannot load" in refusal(tmp_path / "model-q8.gguf")
 
 
 def overflowing(folder):
@@ -250,48 +260,3 @@ def test_activations_without_meaning_are_stopped(folder):
 def test_a_model_that_overflows_on_two_tokens_is_refused(folder):
     rewrite(folder, lambda t: t[UP].div_(t[UP].abs().max()).mul_(3e38))
     assert "after layer 2" in refusal(folder)
-
-
-def write_gguf(path, hf, tokenizer):
-    """The tiny Llama in the format of llama.cpp, with the library that it ships."""
-    import gguf
-
-    config, vocabulary = hf.config, tokenizer.get_vocab()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_freq_base(10_000.0)
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if vocabulary[token] < 6 else 1 for token in tokens])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_chat_template(tokenizer.chat_template)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, tensor in hf.state_dict().items():
-        if key.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp orders rotary pairs otherwise
-            heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
-            pairs = tensor.reshape(heads, 2, -1, tensor.shape[1])
-            tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_gguf_files_and_folders_load(tiny_model, tmp_path):
-    pytest.importorskip("gguf")
-    write_gguf(tmp_path / "tiny.gguf", tiny_model.hf, tiny_model.tokenizer)
-    row = tiny_model.render("Buy the laptop")
-    for source in (tmp_path, tmp_path / "tiny.gguf"):
-        model = load_model(source, device="cpu")
-        assert torch.allclose(model.next_token_logits([row]), tiny_model.next_token_logits([row]), atol=1e-4)
