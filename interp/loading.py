@@ -64,12 +64,7 @@ def load_model(
     check_backend(backend, remote)
     if not isinstance(path_or_id, str | Path):
         return adopt(path_or_id, backend, copy=copy, remote=remote)
-    dtypes = {"auto": "auto", "fast": torch.float32}
-    dtypes |= {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
-    if dtype == "fast" and device == "sharded":
-        raise UserError("dtype 'fast': compares two precisions on one device; with device 'sharded' give bfloat16")
-    if dtype not in dtypes:
-        raise UserError(f"dtype {dtype!r}: unknown; use one of {', '.join(dtypes)}")
+    read_as = _dtype_of(dtype, device)
     name = str(path_or_id)
     source = find_source(name, None if base is None else str(base))
     if source.adapter is not None:
@@ -93,7 +88,7 @@ def load_model(
         return remote_model(name, tokenizer, revision, blocks)
     if device != "sharded" and Path(source.weights).is_dir():
         check_fits(name, weight_bytes(Path(source.weights), source.gguf, dtype))
-    hf = _weights(source, name, dtypes[dtype], device, attn_implementation, common, header)
+    hf = _weights(source, name, read_as, device, attn_implementation, common, header)
     if header is not None:
         as_plain(hf)
     if getattr(hf, "_hf_peft_config_loaded", False):
@@ -107,6 +102,17 @@ def load_model(
     model = wrap(HookedModel(hf, tokenizer, name=name, blocks=blocks), backend, remote)
     model.precision = why
     return model
+
+
+def _dtype_of(dtype: str, device: str) -> Any:
+    """What the weights are read as; ``fast`` starts from float32, which it compares with."""
+    dtypes = {"auto": "auto", "fast": torch.float32}
+    dtypes |= {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
+    if dtype == "fast" and device == "sharded":
+        raise UserError("dtype 'fast': compares two precisions on one device; with device 'sharded' give bfloat16")
+    if dtype not in dtypes:
+        raise UserError(f"dtype {dtype!r}: unknown; use one of {', '.join(dtypes)}")
+    return dtypes[dtype]
 
 
 def _place(hf: Any, device: str) -> None:
