@@ -232,6 +232,14 @@ SHAPES: dict[str, Shape] = {
         ("<end_of_utterance>", "<|endoftext|>"),
         "<end_of_utterance>",
     ),
+    # LLaVA: fails on plain text, where the other template of parts says nothing.
+    "parts-only": Shape(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ '<<SYS>>\n' + m.content[0].text + '\n<</SYS>>\n\n' }}"
+        "{% elif m.role == 'user' %}[INST] {% for part in m.content %}{{ part.text }}{% endfor %} [/INST]{% else %}"
+        "{{ ' ' + m.content[0].text + '</s> ' }}{% endif %}{% endfor %}",
+        ("<s>", "</s>"),
+        "</s>",
+    ),
     "named": Shape({"rag": "{{ messages[0].content }}", "chat": _CHATML}, _IM, "<|im_end|>", name="chat"),
 }
 

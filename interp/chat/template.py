@@ -10,30 +10,14 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from pingscope.interp.chat.written import written
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
 
 ROLES = ("system", "instruction", "page", "suffix", "template", "header", "prefix", "response")
-
-# Some templates print today's date where none is given: the same prompt would have other ids tomorrow.
-CLOCK = datetime(2024, 7, 26, 12, 0)
-TEMPLATE_DATE = CLOCK.strftime("%d %b %Y")
-_DIRECTIVES = "aAbBcdfHIjmMpSUwWxXyYzZ"
-# The template's own clock, as a macro in front of it: transformers lets no function through from outside.
-_PINNED = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    + "".join(f"|replace('%-{c}', '{CLOCK.strftime('%' + c).lstrip('0') or '0'}')" for c in "dmHIMSjy")
-    + "".join(f"|replace('%{c}', '{CLOCK.strftime('%' + c)}')" for c in _DIRECTIVES)
-    + "|replace('%s', '1721995200')|replace('%N', '0') }}{%- endmacro -%}"
-)
-# What a template may raise on the way: it is a program from elsewhere.
-_FAILURES = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 # Text without a role of its own (separators, demonstrations): shown as "template", yet never read as markup.
 QUOTED = "quoted"
@@ -126,24 +110,8 @@ class Template:
         Raises:
             UserError: the template refuses them, or fails.
         """
-        tokenizer: Any = self._tokenizer()
         chat = [dict(m) | {"content": self._content(m["content"])} for m in messages]
-        try:
-            return tokenizer.apply_chat_template(
-                chat,
-                tools=tools,
-                chat_template=_PINNED + self.source,
-                tokenize=False,
-                add_generation_prompt=answer,
-                **({"date_string": TEMPLATE_DATE} | self.variables),
-            )
-        except _FAILURES as error:
-            what = "a system prompt" if any(m["role"] == "system" for m in messages) else "this conversation"
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"the chat template refuses {what} ({reason}); put the text in the "
-                "instruction or pass another template with --chat-template FILE (chat_template=)"
-            ) from error
+        return written(self._tokenizer(), self.source, chat, tools, self.variables, answer=answer)
 
     def _content(self, text: str) -> Any:
         return [{"type": "text", "text": text}] if self._as_parts else text
@@ -203,16 +171,7 @@ class Template:
     def _skeleton(self, chat_roles: tuple[str, ...]) -> tuple[list[str], list[int]]:
         """Literal pieces around the contents, and the order in which the contents appear."""
         sentinels = [_sentinel(i) for i in range(len(chat_roles))]
-        text = self.fill(chat_roles, sentinels)
-        if not all(sentinel in text for sentinel in sentinels) and not self._as_parts:
-            # Templates of vision-language models walk over a list of parts, and say nothing of plain text.
-            self._as_parts = True
-            try:
-                with_parts = self.fill(chat_roles, sentinels)
-            except UserError:
-                with_parts = ""
-            self._as_parts = all(sentinel in with_parts for sentinel in sentinels)
-            text = with_parts if self._as_parts else text
+        text = self._shown(chat_roles, sentinels)
         for role, sentinel in zip(chat_roles, sentinels, strict=True):
             if text.count(sentinel) != 1:
                 raise UserError(
@@ -226,6 +185,30 @@ class Template:
             pieces.append(text[cursor:start])
             cursor = start + len(sentinels[i])
         return [*pieces, text[cursor:]], order
+
+    def _shown(self, chat_roles: tuple[str, ...], sentinels: Sequence[str]) -> str:
+        """The conversation, with contents as the template takes them: text, or else lists of parts.
+
+        Templates of vision-language models walk over parts; of plain text they say nothing, or fail.
+        """
+        refusal: UserError | None = None
+        try:
+            text = self.fill(chat_roles, sentinels)
+        except UserError as error:
+            text, refusal = "", error
+        if self._as_parts or all(sentinel in text for sentinel in sentinels):
+            if refusal:
+                raise refusal
+            return text
+        self._as_parts = True
+        try:
+            with_parts = self.fill(chat_roles, sentinels)
+        except UserError:
+            with_parts = ""
+        self._as_parts = all(sentinel in with_parts for sentinel in sentinels)
+        if not self._as_parts and refusal:
+            raise refusal
+        return with_parts if self._as_parts else text
 
     def tokenise(self, text: str, spans: Sequence[Span], *, follows: bool = False) -> tuple[list[int], list[str]]:
         """Ids and roles of ``text`` whose characters ``spans`` cover; contents never yield control tokens.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 from chat_templates import SHAPES, shaped_tokenizer
 
 from pingscope.interp import Prompt, UserError, render
+from pingscope.interp.chat import written
 from pingscope.interp.chat.beginnings import first_tokens, token_classes
 from pingscope.interp.chat.messages import Conversation, ToolCall, Turn
-from pingscope.interp.chat.template import CLOCK, configure, template_of
+from pingscope.interp.chat.template import configure, template_of
 from pingscope.interp.chat.training import training_examples
+from pingscope.interp.chat.written import CLOCK
 
 KINDS = [(name, metaspace) for name in SHAPES for metaspace in (False, True)]
 ASKED, SAID, AGAIN, DONE = "Buy the laptop.", "# Element: inbox", "Click it.", "I cannot help with that."
@@ -28,7 +31,7 @@ def published(shape, tokenizer, messages, **options):
     """transformers' own rendering, the clock apart."""
     if shape.name:
         options["chat_template"] = shape.template[shape.name]
-    if shape is SHAPES["parts"]:
+    if shape in (SHAPES["parts"], SHAPES["parts-only"]):
         messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
     text = tokenizer.apply_chat_template(
         messages, tokenize=False, date_string=CLOCK.strftime("%d %b %Y"), **shape.variables, **options
@@ -202,6 +205,32 @@ def test_a_template_that_fails_is_one_line(template):
     with pytest.raises(UserError, match="chat template") as error:
         render(tokenizer, ASKED)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", "not come to an end"),
+        ("{{ 'x' * 10 ** 13 }}", "MemoryError"),
+        ("{% for a in 'x' %}" * 25 + "{% endfor %}" * 25, "nested blocks"),
+    ],
+)
+def test_a_template_without_bounds_is_stopped(template, reason, monkeypatch):
+    monkeypatch.setattr(written, "SECONDS", 0.2)
+    _, tokenizer = tokenizer_of("qwen2.5")
+    tokenizer.chat_template = template
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match=reason):
+        render(tokenizer, ASKED)
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize("template", ["\n\n  {{ C }}!", "   {% if true %}\n {{ C }}{% endif %}\nAnswer:", "{{ C }}!"])
+def test_white_space_that_a_template_begins_with_stays(template):
+    _, tokenizer = tokenizer_of("qwen2.5")
+    tokenizer.chat_template = template.replace("C", "messages[0].content")
+    plain = published(SHAPES["qwen2.5"], tokenizer, [{"role": "user", "content": ASKED}], add_generation_prompt=True)
+    assert list(render(tokenizer, ASKED).ids) == plain
 
 
 @pytest.mark.parametrize("metaspace", [False, True])
