@@ -226,6 +226,61 @@ SHAPES: dict[str, Shape] = {
         "<|endoftext|>",
         bos="<|endoftext|>",
     ),
+    # Command R7B, Aya: an answer has an end of its own within the turn.
+    "cohere2": Shape(
+        "{{ bos_token }}{% for m in messages %}<|START_OF_TURN_TOKEN|>{% if m.role == 'user' %}<|USER_TOKEN|>{{ m.content | trim }}"
+        "{% elif m.role == 'system' %}<|SYSTEM_TOKEN|>{{ m.content }}{% else %}<|CHATBOT_TOKEN|><|START_RESPONSE|>"
+        "{{ m.content | trim }}<|END_RESPONSE|>{% endif %}<|END_OF_TURN_TOKEN|>{% endfor %}"
+        "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{% endif %}",
+        (
+            "<BOS_TOKEN>",
+            "<|START_OF_TURN_TOKEN|>",
+            "<|END_OF_TURN_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|SYSTEM_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+        ),
+        "<|END_OF_TURN_TOKEN|>",
+        bos="<BOS_TOKEN>",
+    ),
+    # Groq's Llama 3 for tools: the next header is written whether it is asked for or not.
+    "always-header": Shape(
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
+        "<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n",
+        _LLAMA_TOKENS,
+        "<|eot_id|>",
+        bos="<|begin_of_text|>",
+    ),
+    # Alpaca: the header stands on lines of its own, but not where it is asked for.
+    "other-header": Shape(
+        "{% for m in messages %}{% if m.role == 'assistant' %}\n\n### Response:\n{{ m.content }}</s>{% elif m.role == 'user' %}"
+        "\n\n### Instruction:\n{{ m.content }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        ("<s>", "</s>"),
+        "</s>",
+    ),
+    # DeepSeek V3: the arguments of calls are written as they come.
+    "calls-as-text": Shape(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% elif m.role == 'system' %}"
+        "{{ m.content }}{% elif m.role == 'tool' %}<｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>{% else %}<｜Assistant｜>"
+        "{{ m.content }}{% for c in m.tool_calls or [] %}<｜tool▁call▁begin｜>{{ c.function.name }}\n```json\nARGS\n```"
+        "<｜tool▁call▁end｜>{% endfor %}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}".replace("ARGS", "{{ c.function.arguments }}"),
+        (
+            "<｜begin▁of▁sentence｜>",
+            "<｜end▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁output▁begin｜>",
+            "<｜tool▁output▁end｜>",
+        ),
+        "<｜end▁of▁sentence｜>",
+        bos="<｜begin▁of▁sentence｜>",
+    ),
     "parts": Shape(
         "{% for m in messages %}{{ m.role | capitalize }}: {% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
         "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",

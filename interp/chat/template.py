@@ -56,6 +56,11 @@ def locate(text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[tu
     return ranges
 
 
+def shared_start(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items two texts or lists have in common from their beginning on."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 @dataclass(frozen=True)
 class Settings:
     """Which of a tokenizer's templates is used, and with which variables; see :func:`configure`."""
@@ -130,22 +135,53 @@ class Template:
     @cached_property
     def end_of_turn(self) -> int | None:
         """The token that the template ends an assistant's turn with, None where it writes no control token there."""
+        said, again = _sentinel(1), _sentinel(2)
+        plain = self._tried(("user", "assistant"), answer=False)
+        last = self._specials_behind(said, plain)
+        # A turn may end in several (Command R7B: response, then turn). Those that stand there when others speak next
+        # are its own; what closes the whole conversation (Phi-3), or opens the next turn unasked, is not.
+        earlier = "" if self.opens_turns_unasked else self._tried(("user", "assistant", "user"))
+        between = self._specials_behind(said, earlier.partition(again)[0])
+        shared = shared_start(last, between)
+        return last[max(shared, 1) - 1] if last else None
+
+    @cached_property
+    def opens_turns_unasked(self) -> bool:
+        """Whether an answer is followed by the same, asked for another one or not: old templates know no difference."""
+        return self._tried(("user", "assistant"), answer=False) == self._tried(("user", "assistant"))
+
+    @cached_property
+    def end_of_call(self) -> int | None:
+        """The token that ends a turn with a tool call, where it is another one than :attr:`end_of_turn` (gpt-oss)."""
+        name, said = "look", _sentinel(1)
+        tool = {"name": name, "description": name, "parameters": {"type": "object", "properties": {}}}
+        call = {"type": "function", "id": "look00000", "function": {"name": name, "arguments": {"at": said}}}
+        messages = [
+            {"role": "user", "content": _sentinel(0)},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
         try:
-            text = self.fill(("user", "assistant"), (_sentinel(0), _sentinel(1)), answer=False)
-        except UserError:
+            text = self.text(messages, [{"type": "function", "function": tool}], answer=False)
+        except UserError:  # it knows no tools
             return None
-        _, found, tail = text.partition(_sentinel(1))
-        ids = self._encode(tail, ())[0] if found else []
-        return next((i for i in ids if self.is_special(i)), None)
+        found = self._specials_behind(said, text)
+        return None if not found or self.end_of_turn in found else found[-1]
+
+    def _tried(self, chat_roles: tuple[str, ...], *, answer: bool = True) -> str:
+        """A conversation of sentinels, empty where the template refuses it."""
+        try:
+            return self.fill(chat_roles, [_sentinel(i) for i in range(len(chat_roles))], answer=answer)
+        except UserError:
+            return ""
+
+    def _specials_behind(self, sentinel: str, text: str) -> list[int]:
+        _, found, tail = text.rpartition(sentinel)
+        return [token for token in self._encode(tail, ())[0] if self.is_special(token)] if found else []
 
     @cached_property
     def opens_thinking(self) -> bool:
         """Whether the generation prompt ends within a thought, so that answers begin in the middle of one."""
-        try:
-            asked = self.fill(("user",), (_sentinel(0),))
-        except UserError:
-            return False
-        return asked.rstrip().endswith(("<think>", "<thinking>", "[THINK]", "◁think▷"))
+        return self._tried(("user",)).rstrip().endswith(("<think>", "<thinking>", "[THINK]", "◁think▷"))
 
     def is_special(self, token: int) -> bool:
         """Whether a token is one of the chat's own: special, as its tokenizer says."""
@@ -346,8 +382,9 @@ def opens_thinking(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None)) and template_of(tokenizer).opens_thinking
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
-    """The token that a tokenizer's chat template ends an assistant's turn with; None: none, or no template."""
+def ends_of_turns(tokenizer: Any) -> list[int]:
+    """Tokens that a tokenizer's chat template ends an assistant's turns with; none without a template."""
     if not getattr(tokenizer, "chat_template", None):
-        return None
-    return template_of(tokenizer).end_of_turn
+        return []
+    template = template_of(tokenizer)
+    return [token for token in (template.end_of_turn, template.end_of_call) if token is not None]

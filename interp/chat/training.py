@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pingscope.interp.chat.messages import Conversation, Turn
-from pingscope.interp.chat.template import QUOTED, Span, Template, template_of
+from pingscope.interp.chat.template import QUOTED, Span, Template, shared_start, template_of
 from pingscope.interp.errors import UserError
 
 # Private characters, put into contents where they spell control tokens and found again in the rendering.
@@ -68,7 +68,7 @@ def _example(template: Template, conversation: Conversation, number: int) -> Tra
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     _check_nothing_is_lost(said, marked, definitions, where)
-    text, spans = _spans(said, _beginning(asked, said, marked[-1]), mark)
+    text, spans = _spans(said, _beginning(template, asked, said, messages, definitions), mark)
     ids, roles = template.tokenise(text, spans)
     trained = [role in ("header", "response") for role in roles]
     end = _end(template, ids, trained)
@@ -79,14 +79,22 @@ def _example(template: Template, conversation: Conversation, number: int) -> Tra
     return TrainingExample(f"{conversation.id}#{number}", tuple(ids), tuple(trained))
 
 
-def _beginning(asked: str, said: str, turn: Turn) -> int:
+def _beginning(template: Template, asked: str, said: str, messages: Sequence[dict[str, Any]], tools: Any) -> int:
     """Where in ``said`` the last turn begins: behind the generation prompt, as far as the template repeats it."""
     if said.startswith(asked):
         return len(asked)
-    shared = next((i for i, (a, b) in enumerate(zip(asked, said, strict=False)) if a != b), min(len(asked), len(said)))
+    shared = shared_start(asked, said)
     # A prompt that opens thinking ("<think>") shares its first characters with an answer that begins with "<".
-    parts = [said.rfind(part.strip()) for part in (turn.reasoning, turn.content) if part.strip()]
-    return min([shared, *(place for place in parts if place >= 0)])
+    turn = messages[-1]
+    parts = [said.rfind(part.strip()) for part in (turn.get("reasoning_content", ""), turn["content"]) if part.strip()]
+    first = min([len(said), *(place for place in parts if place >= 0)])
+    # A template may set its header apart otherwise when it asks (two line ends there, one here).
+    header = asked.removeprefix(template.text(messages[:-1], tools, answer=False)).strip()
+    begun = said.rfind(header, min(shared, first), first) if header and asked.rstrip().endswith(header) else -1
+    if begun < 0:
+        return min(shared, first)
+    begun += len(header)
+    return begun + shared_start(asked[len(asked.rstrip()) :], said[begun:])
 
 
 def _end(template: Template, ids: Sequence[int], trained: Sequence[bool]) -> int | None:
@@ -98,8 +106,10 @@ def _end(template: Template, ids: Sequence[int], trained: Sequence[bool]) -> int
             break
         if special:
             tail.insert(0, k)
-    # Some templates close the whole conversation too (Phi-3): the model stops at the end of its turn.
-    return next((k for k in tail if ids[k] == template.end_of_turn), tail[-1] if tail else None)
+    # Some templates close the whole conversation too (Phi-3), or open the next turn: the model stops at its turn's end.
+    ends = [k for k in range(len(ids)) if trained[k] and ids[k] == template.end_of_turn]
+    own = next((k for k in tail if k in ends), ends[-1] if ends and template.opens_turns_unasked else None)
+    return own if own is not None or not tail else tail[-1]
 
 
 def _spans(said: str, begin: int, mark: str) -> tuple[str, list[Span]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.chat.beginnings import first_tokens
 from pingscope.interp.chat.rendering import Rendered
-from pingscope.interp.chat.template import end_of_turn
+from pingscope.interp.chat.template import ends_of_turns
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.forced import Given, decode
 from pingscope.interp.generate.prompt_cache import PromptCache
@@ -137,15 +137,13 @@ def first_token_distribution(
 
 
 def end_ids(model: HookedModel) -> list[int]:
-    """Tokens that end an answer: of the checkpoint's generation settings (or else the tokenizer's), and the one that
-    its chat template ends a turn with, which many checkpoints leave out of their settings.
+    """Tokens that end an answer: of the checkpoint's generation settings, the tokenizer's end of text, and those that
+    its chat template ends a turn with, or a tool call, which many checkpoints leave out of their settings.
     """
     ends = model.hf.generation_config.eos_token_id
-    if ends is None:
-        ends = getattr(model.tokenizer, "eos_token_id", None)
     known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    turn = end_of_turn(model.tokenizer)
-    return known if turn is None or turn in known else [*known, turn]
+    own = getattr(model.tokenizer, "eos_token_id", None)
+    return list(dict.fromkeys([*known, *([] if own is None else [own]), *ends_of_turns(model.tokenizer)]))
 
 
 def _starts(order: Sequence[int], prefix: GatedPrefix | None, said: Sequence[tuple[int, ...]] | None) -> Given:

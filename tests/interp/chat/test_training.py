@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
-from chat_templates import SHAPES, shaped_tokenizer
+from chat_templates import SHAPES, Shape, shaped_tokenizer
 
 from pingscope.interp import Prompt, UserError, render
 from pingscope.interp.chat import written
 from pingscope.interp.chat.beginnings import first_tokens, token_classes
 from pingscope.interp.chat.messages import Conversation, ToolCall, Turn
-from pingscope.interp.chat.template import configure, template_of
+from pingscope.interp.chat.template import configure, ends_of_turns, template_of
 from pingscope.interp.chat.training import training_examples
 from pingscope.interp.chat.written import CLOCK
 
@@ -149,6 +150,73 @@ def test_thinking_tools_and_losses():
     )
     wanted = published(shape, tokenizer, plain, tools=json.loads(tools))
     assert list(training_examples(tokenizer, Conversation("c", easy, tools))[1].ids) == wanted
+
+
+CALL = Turn("assistant", tool_calls=(ToolCall("click", '{"element": "é 7"}', "abcdefghi"),))
+# A call of Llama 3.1 to a tool that it knows, of gpt-oss, and of Gemma 4 end otherwise than an answer.
+CALLS = {
+    "llama3.1": (
+        "{% if m.tool_calls %}CALL{{ '<|eom_id|>' if builtin_tools is defined else '<|eot_id|>' }}"
+        "{% else %}{{ m.content }}<|eot_id|>{% endif %}",
+        {"builtin_tools": ["python"]},
+        ["<|eot_id|>", "<|eom_id|>"],
+    ),
+    "gpt-oss": (
+        "{% if m.tool_calls %}<|channel|>commentary<|message|>CALL<|call|>"
+        "{% else %}{% if m.thinking %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}{{ m.content }}"
+        "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% endif %}",
+        {},
+        ["<|return|>", "<|call|>"],
+    ),
+    "gemma4": (
+        "{% if m.tool_calls %}<|tool_call>CALL<tool_call|><|tool_response>{% else %}{{ m.content }}<turn|>{% endif %}",
+        {},
+        ["<turn|>", "<|tool_response>"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_answers_and_calls_end_where_the_template_ends_them(name):
+    said_by_model, variables, ends = CALLS[name]
+    tokens = ("<|eot_id|>", "<|eom_id|>", "<|call|>", "<|return|>", "<|end|>", "<|channel|>", "<|message|>")
+    tokens += ("<|tool_call>", "<tool_call|>", "<|tool_response>", "<turn|>", "<|start|>")
+    template = (
+        "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}SAID{% else %}{{ m.content }}"
+        "<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    )
+    call = "{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}"
+    template = template.replace("SAID", said_by_model).replace("CALL", call)
+    tokenizer = shaped_tokenizer(Shape(template, tokens, ends[0]))
+    configure(tokenizer, None, variables)
+    assert tokenizer.convert_ids_to_tokens(ends_of_turns(tokenizer)) == ends
+    for turn, end in ((Turn("assistant", DONE), ends[0]), (CALL, ends[1])):
+        (example,) = training_examples(tokenizer, Conversation("c", (Turn("user", ASKED), turn)))
+        spoken = said(tokenizer, example)
+        assert spoken.endswith(end) and "<|end|>" not in spoken and not spoken.startswith("<|start|>")
+
+
+@pytest.mark.parametrize("name", ["calls-as-text", "qwen3"])
+def test_arguments_of_calls_are_json_whether_a_template_writes_them_so_or_not(name):
+    shape, tokenizer = tokenizer_of(name)
+    talk = (Turn("user", ASKED), CALL, Turn("tool", "done", name="click", call_id="abcdefghi"), Turn("assistant", DONE))
+    for example in training_examples(tokenizer, Conversation("c", talk)):
+        assert '{"element": "é 7"}' in tokenizer.decode(example.ids)
+    failing = shape.template.replace("c.function.arguments }}", "'' + c.function.arguments }}")
+    tokenizer.chat_template = failing  # DeepSeek's own adds text to them, which an object refuses
+    (example, _) = training_examples(tokenizer, Conversation("c", talk))
+    assert '{"element": "é 7"}' in said(tokenizer, example)
+    spelled = (Turn("user", ASKED), replace(CALL, tool_calls=(ToolCall("click", json.dumps({"at": shape.end})),)))
+    (example,) = training_examples(tokenizer, Conversation("c", spelled))
+    end = tokenizer.convert_tokens_to_ids(shape.end)
+    assert [i for i, flag in zip(example.ids, example.trained, strict=True) if flag].count(end) == 1
+
+
+@pytest.mark.parametrize("name", ["always-header", "other-header"])
+def test_no_header_is_trained(name):
+    _, tokenizer = tokenizer_of(name)
+    (example,) = training_examples(tokenizer, Conversation("c", (Turn("user", ASKED), Turn("assistant", DONE))))
+    assert said(tokenizer, example).strip() == DONE + SHAPES[name].end
 
 
 @pytest.mark.parametrize(
