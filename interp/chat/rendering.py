@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pingscope.interp.chat.template import QUOTED, ROLES, Span, Template, locate, template_of
+from pingscope.interp.chat.template import QUOTED, ROLES, Span, Template, locate, locate_spoken, template_of
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
 
@@ -27,7 +27,7 @@ class Prompt:
         id: unique within a run; label: ``harmful``, ``benign``, ``lookalike`` or empty.
         instruction, page, suffix: the user turn, joined by newlines.
         prefix: injected start of the response; response: what the model said after it.
-        demonstrations: earlier (user, assistant) turns, role ``template``.
+        demonstrations: earlier (user, assistant) turns, role ``template``; shown as the template shows earlier turns.
     """
 
     id: str
@@ -170,7 +170,10 @@ def _prompt_text(template: Template, prompt: Prompt) -> tuple[str, list[Span]]:
         text = template.fill(chat_roles, contents)
     except UserError as error:
         raise UserError(f"prompt {prompt.id!r}: {error}") from error
-    ranges = locate(text, pieces, [contents[i] for i in order])
+    shown = [contents[i] for i in order]
+    ranges = locate(text, pieces, shown)
+    if ranges is None and any("</think>" in answer for _, answer in prompt.demonstrations):
+        ranges = locate_spoken(text, pieces, shown)
     if ranges is None:
         raise UserError(
             f"prompt {prompt.id!r}: the chat template rewrites or drops the text it is given "

@@ -61,6 +61,23 @@ def shared_start(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def locate_spoken(text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]] | None:
+    """The same where the template cuts the thinking that ends with ``</think>`` in earlier answers (Qwen 3, DeepSeek).
+
+    Every character must be accounted for: thinking that is kept in another shape would be taken for markup.
+    """
+    ranges, cursor = [], len(pieces[0]) if text.startswith(pieces[0]) else len(text)
+    for content, piece in zip(contents, pieces[1:], strict=True):
+        spoken = content.rpartition("</think>")[2]
+        shown = (content, content.strip(), spoken, spoken.lstrip("\n"), spoken.strip())
+        found = next((part for part in shown if text.startswith(part + piece, cursor)), None)
+        if found is None:
+            return None
+        ranges.append((cursor, cursor + len(found)))
+        cursor += len(found) + len(piece)
+    return ranges if cursor == len(text) else None
+
+
 @dataclass(frozen=True)
 class Settings:
     """Which of a tokenizer's templates is used, and with which variables; see :func:`configure`."""

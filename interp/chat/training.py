@@ -157,9 +157,9 @@ def _check_nothing_is_lost(said: str, turns: Sequence[Turn], tools: Any, where: 
     cursor = 0
     for number, turn in enumerate(turns, 1):
         here = f"{where.rpartition(' ')[0]} {number} ({turn.role})"
-        if turn.content.strip():
+        for part in _parts(turn, last=number == len(turns)):
             # A template may put the first system message elsewhere (Mistral: before the last request).
-            found = _find(said, turn.content, 0 if turn.role == "system" and number == 1 else cursor)
+            found = _find(said, part, 0 if turn.role == "system" and number == 1 else cursor)
             if found is None:
                 raise UserError(f"{here}: the chat template drops or moves its content; {REMEDY}")
             cursor = max(cursor, found) if number > 1 or turn.role != "system" else cursor
@@ -173,6 +173,15 @@ def _check_nothing_is_lost(said: str, turns: Sequence[Turn], tools: Any, where: 
         name = tool.get("function", tool).get("name", "")
         if name not in said:
             raise UserError(f"{where}: the chat template drops the definition of tool {name!r}; {REMEDY}")
+
+
+def _parts(turn: Turn, last: bool) -> list[str]:
+    """What of a turn's content must be found: thinking within it may stand apart, and be cut from earlier turns."""
+    thought, mark, spoken = turn.content.rpartition("</think>")
+    if turn.role != "assistant" or not mark:
+        return [turn.content] if turn.content.strip() else []
+    thought = thought.strip().removeprefix("<think>")
+    return [part for part in (thought if last else "", spoken) if part.strip()]
 
 
 def _find(said: str, text: str, cursor: int) -> int | None:

@@ -212,6 +212,27 @@ def test_arguments_of_calls_are_json_whether_a_template_writes_them_so_or_not(na
     assert [i for i, flag in zip(example.ids, example.trained, strict=True) if flag].count(end) == 1
 
 
+@pytest.mark.parametrize("cut", ["m.content.split('</think>')[-1]", "m.content.split('</think>')[-1].lstrip('\\n')"])
+def test_thinking_in_earlier_answers_is_shown_as_the_template_shows_it(cut):
+    shape, tokenizer = tokenizer_of("deepseek")
+    tokenizer.chat_template = shape.template.replace("m.content.split('</think>')[-1]", cut)
+    for answer in ("<think>\nHm. <｜User｜>\n</think>\n\nGood <｜User｜>.", "<think></think>Good.", "Good."):
+        row = render(tokenizer, AGAIN, demonstrations=((ASKED, answer),))
+        text = tokenizer.decode(row.ids)
+        messages = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": AGAIN})
+        assert text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert "Hm." not in text and row.ids.count(tokenizer.convert_tokens_to_ids("<｜User｜>")) == 2
+    talk = (Turn("user", ASKED), Turn("assistant", "<think>Hm.</think>Good.", trained=False))
+    (example,) = training_examples(tokenizer, Conversation("c", (*talk, Turn("user", AGAIN), Turn("assistant", DONE))))
+    assert "Hm." not in tokenizer.decode(example.ids) and "Good." in tokenizer.decode(example.ids)
+    with pytest.raises(UserError, match=r"turn 2 .* drops"):  # what is trained must be there
+        training_examples(tokenizer, Conversation("c", (talk[0], replace(talk[1], trained=True))))
+    tokenizer.chat_template = shape.template.replace("m.content.split('</think>')[-1]", "m.content | replace('>', '!')")
+    with pytest.raises(UserError, match="rewrites"):
+        render(tokenizer, AGAIN, demonstrations=((ASKED, "<think>Hm.</think>Good."),))
+
+
 @pytest.mark.parametrize("name", ["always-header", "other-header"])
 def test_no_header_is_trained(name):
     _, tokenizer = tokenizer_of(name)
