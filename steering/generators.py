@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pingscope.interp.chat.reasoning import set_apart
 from pingscope.interp.chat.rendering import Prompt
+from pingscope.interp.chat.template import opens_thinking
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import append_jsonl, read_journal, sha256_of
 from pingscope.interp.generate.generation import generate
@@ -102,10 +104,7 @@ def question(seeds: Sequence[str], m: int, comment: bool = True) -> str:
 def read_prefixes(answer: str, comment: bool = True) -> tuple[list[str], int]:
     """Prefixes of an answer, and how many of its lines were none (at least one where nothing was usable)."""
     found, bad = [], 0
-    _, mark, said = answer.rpartition("</think>")
-    if not mark and answer.lstrip().startswith("<think>"):
-        said = ""  # still thinking where the answer was cut
-    for line in said.splitlines():
+    for line in set_apart(answer).text.splitlines():
         if not line.strip():
             continue
         numbered = _NUMBERED.match(line)
@@ -146,7 +145,8 @@ def local_ask(model: HookedModel, *, temperature: float = TEMPERATURE, max_new_t
         row = model.render(Prompt("generator", question))
         room = max(1, min(max_new_tokens, model.context_length - len(row)))
         (said,) = generate(model, [row], max_new_tokens=room, temperature=temperature, seed=seed)
-        return said.text if said.finished else whole_lines(said.text)
+        text = said.text if said.finished else whole_lines(said.text)
+        return f"<think>{text}" if opens_thinking(model.tokenizer) else text  # the prompt has opened the thought
 
     return ask
 

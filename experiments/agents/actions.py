@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pingscope.experiments.agents.call_syntax import NAMES, WEB_ACTIONS, LeftOpen, Malformed, read_arguments
 from pingscope.experiments.agents.native_calls import fenced_call, json_calls, native_calls, tagged_call
-from pingscope.experiments.agents.reasoning import set_apart
+from pingscope.interp.chat.reasoning import set_apart
 
 Status = Literal["ok", "no_action", "malformed", "multiple"]
 

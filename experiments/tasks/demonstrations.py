@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pingscope.experiments.agents.reasoning import set_apart
 from pingscope.experiments.agents.rollout import Episode
 from pingscope.experiments.tasks.conversations import read_conversations
 from pingscope.experiments.tasks.records import Record
 from pingscope.experiments.tasks.rows import Skipped
+from pingscope.interp.chat.reasoning import set_apart
 from pingscope.interp.errors import UserError
 
 Demonstrations = tuple[tuple[str, str], ...]

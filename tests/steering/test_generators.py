@@ -47,6 +47,11 @@ def test_lines_become_prefixes_and_the_rest_is_counted():
     assert read_prefixes("") == ([], 1)
     assert read_prefixes("<think>\n1. # a draft\n</think>\n1. **# I stop.**") == (["# I stop.\n"], 0)
     assert read_prefixes("<think>\n1. # a draft") == ([], 1)
+    channels = (
+        "<|channel|>analysis<|message|>1. # a draft\n<|end|><|start|>assistant<|channel|>final<|message|>1. # I stop."
+    )
+    for thought in (channels, "[THINK]\n1. # a draft\n[/THINK]\n1. # I stop.", "1. # a draft\n</think>\n1. # I stop."):
+        assert read_prefixes(thought) == (["# I stop.\n"], 0)
 
 
 def test_the_question_names_the_seeds_and_the_number():
@@ -130,6 +135,19 @@ def test_a_line_that_was_cut_is_no_prefix(tiny_model, monkeypatch):
         assert local_ask(tiny_model)("Write.", 1) == expected
     with serve(lambda request: (200, completion("1. # Is it safe?\n2. # I sto", "length"))) as (url, _):
         assert endpoint_ask("m", url)("Write.", 1) == "1. # Is it safe?"
+
+
+def test_a_thought_that_the_prompt_opens_is_no_prefix(tiny_model, monkeypatch):
+    for text, expected in (
+        ("1. # a draft\n2. # a draft", ([], 1)),
+        ("1. # a\n</think>\n1. # I stop.", (["# I stop.\n"], 0)),
+    ):
+        said = Generation("q", text, (), True)
+        monkeypatch.setattr(generators, "generate", lambda *_, said=said, **__: [said])
+        assert read_prefixes(local_ask(tiny_model)("Write.", 1))[0], "read as they stand where no thought is open"
+        with monkeypatch.context() as thinking:
+            thinking.setattr(tiny_model.tokenizer, "chat_template", tiny_model.tokenizer.chat_template + "<think>\n")
+            assert read_prefixes(local_ask(tiny_model)("Write.", 1)) == expected
 
 
 def test_what_an_endpoint_is_asked(monkeypatch):

@@ -7,6 +7,7 @@ format. An answer that cannot be read is counted as such: it blocks nothing, and
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,12 +85,22 @@ FORMATS: dict[str, GuardFormat] = {
 
 
 def lm_guard(model: Any, tokenizer: Any, format: GuardFormat) -> Guard:
-    """A guard language model, asked about each task's request (greedily)."""
+    """A guard language model, asked about each task's request (greedily).
+
+    The one renderer puts the request into the guard's text, published or of its tokenizer: a request that spells the
+    guard's control tokens must not end the guard's own turn.
+    """
+    if format.template is not None:
+        text = format.template.format(prompt="{{ messages[0].content }}", response="")
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = text
+    elif not getattr(tokenizer, "chat_template", None):
+        raise UserError("guard: its tokenizer has no chat template; choose a format with a text of its own (wildguard)")
 
     def judge(records: Sequence[Record]) -> list[Verdict]:
         out: list[Verdict] = []
         for record in records:
-            ids = _guard_ids(tokenizer, record, format)
+            ids = torch.tensor([render(tokenizer, Prompt(record.id, record.instruction)).ids])
             made = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=format.max_new_tokens, do_sample=False,
                 pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
@@ -99,16 +110,6 @@ def lm_guard(model: Any, tokenizer: Any, format: GuardFormat) -> Guard:
         return out
 
     return judge
-
-
-def _guard_ids(tokenizer: Any, record: Record, format: GuardFormat) -> torch.Tensor:
-    if format.template is not None:
-        text = format.template.format(prompt=record.instruction, response="")
-        return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("guard: its tokenizer has no chat template; choose a format with a text of its own (wildguard)")
-    # The one renderer: a request that spells the guard's control tokens must not end the guard's own turn.
-    return torch.tensor([render(tokenizer, Prompt(record.id, record.instruction)).ids])
 
 
 def classifier_guard(model: Any, tokenizer: Any, harmful: Sequence[str] = ("harmful", "unsafe", "jailbreak")) -> Guard:
