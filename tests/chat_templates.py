@@ -299,21 +299,34 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def shaped_tokenizer(shape: Shape, metaspace: bool = False) -> transformers.PreTrainedTokenizerFast:
+PREPEND = ("always", "first", "never")  # when tokenizers' own Metaspace puts a space before a piece of text
+
+
+def shaped_tokenizer(shape: Shape, metaspace: bool | str = False) -> transformers.PreTrainedTokenizerFast:
     """A small tokenizer with the shape's control tokens: byte-level BPE, or SentencePiece's manner with spaces as ``▁``
-    and one put before a text's beginning."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=metaspace, unk_token=None))
+    and one put before a text's beginning.
+
+    ``metaspace`` may be one of PREPEND, or "bytes": byte-level BPE that puts a space there too.
+    """
+    bytes_too = metaspace == "bytes"
+    metaspace = metaspace if not bytes_too else False
+    tokenizer = Tokenizer(models.BPE(byte_fallback=bool(metaspace), unk_token=None))
     tokens = ["<pad>", *dict.fromkeys(shape.tokens)]
-    if metaspace:
+    if metaspace in PREPEND:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=metaspace)
+        own = decoders.Metaspace(prepend_scheme=metaspace)
+        tokenizer.decoder = decoders.Sequence([own, decoders.ByteFallback(), decoders.Fuse()])
+    elif metaspace:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token holds two words
         tokenizer.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
+    if metaspace:
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
         alphabet = [chr(code) for code in range(33, 127)] + ["▁"]
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bytes_too)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False)

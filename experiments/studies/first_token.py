@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pingscope.experiments.tasks.records import Record
-from pingscope.interp.chat.beginnings import token_classes
+from pingscope.interp.chat.beginnings import token_classes, where_answers_differ
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.hooked import HookedModel
@@ -26,6 +26,8 @@ def first_token_mass(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """``[label][refusal | action | comment | other]``: mean probability of the first generated token's class.
 
+    Behind the white space that a template begins every answer with (GLM-4's line end), where it does.
+
     Args:
         examples: beginnings of ``refusals``, ``actions`` and ``comments`` in the model's own action language;
             default: common ones.
@@ -38,7 +40,7 @@ def first_token_mass(
         rows = _that_fit(model, arm, [record for record in records if record.label == label])
         if not rows:
             continue
-        probability = model.next_token_logits(rows, arm.live_edits()).softmax(-1)
+        probability = model.next_token_logits(where_answers_differ(model, rows), arm.live_edits()).softmax(-1)
         by_class = {name: probability[:, list(ids)].sum(-1) for name, ids in classes.items()}
         by_class["other"] = 1 - torch.stack(list(by_class.values())).sum(0)
         mass[label] = {name: mean(values.double().numpy(), seed=seed).to_dict() for name, values in by_class.items()}

@@ -7,9 +7,11 @@ not behind a chat's header.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from pingscope.interp.chat.rendering import Prompt, render
+from pingscope.interp.chat.rendering import Prompt, Rendered, render
+from pingscope.interp.chat.template import template_of
 
 REFUSALS = (
     "I cannot help with that.",
@@ -31,17 +33,43 @@ def first_tokens(tokenizer_or_model: Any, text: str, *, after_words: bool = Fals
     tokenizer = getattr(tokenizer_or_model, "tokenizer", tokenizer_or_model)
     found: set[int] = set()
     for spelling in (text, " " + text) if after_words else (text,):
-        if not getattr(tokenizer, "chat_template", None):
-            said = tokenizer(spelling, add_special_tokens=False)["input_ids"]
-        else:
-            row = render(tokenizer, Prompt("beginning", "x", response=spelling))
-            said = row.ids[row.n_prompt :]
-        blank = next((k for k, token in enumerate(said) if tokenizer.decode([token]).strip()), len(said))
+        said, blank = _said(tokenizer, spelling)
         # White space that is a token of its own says nothing: what the template puts before every answer is skipped,
         # while a text whose spelling after a space begins with a bare one gives no token.
         if blank < len(said) and (blank == 0 or spelling == text):
             found.add(said[blank])
     return found
+
+
+def _said(tokenizer: Any, text: str) -> tuple[tuple[int, ...], int]:
+    """An answer's tokens, and how many of the first are white space alone."""
+    if not getattr(tokenizer, "chat_template", None):
+        said = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    else:
+        row = render(tokenizer, Prompt("beginning", "x", response=text))
+        said = row.ids[row.n_prompt :]
+    return said, next((k for k, token in enumerate(said) if tokenizer.decode([token]).strip()), len(said))
+
+
+def where_answers_differ(
+    tokenizer_or_model: Any, rows: Sequence[Rendered], texts: Sequence[str] = (*REFUSALS, *ACTIONS, *COMMENTS)
+) -> list[Rendered]:
+    """Rows up to where the first token says something: with the white space that the template begins every answer with.
+
+    GLM-4's header is followed by a line end of its own: behind the header alone the line end is certain, and what is
+    left for the words tells little. An injected prefix has that line end in front of it already.
+    """
+    tokenizer = getattr(tokenizer_or_model, "tokenizer", tokenizer_or_model)
+    if not template_of(tokenizer).gap(("user",)):
+        return list(rows)
+    leads = {said[:blank] for said, blank in (_said(tokenizer, text) for text in texts)}
+    lead = leads.pop() if len(leads) == 1 else ()  # often the white space is part of the first word's token
+    return [
+        row
+        if row.roles[-1] in ("prefix", "response")
+        else replace(row, ids=row.ids + lead, roles=row.roles + ("response",) * len(lead))
+        for row in rows
+    ]
 
 
 def token_classes(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pingscope.interp.chat.batching import token_budget_batches
-from pingscope.interp.chat.beginnings import first_tokens
+from pingscope.interp.chat.beginnings import first_tokens, where_answers_differ
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.chat.template import ends_of_turns
 from pingscope.interp.errors import UserError
@@ -124,8 +124,10 @@ def first_token_distribution(
     """Probability, per row, that the next token is the first token of one of each group's texts.
 
     ``starts`` maps a group (``refusal``, ``action``, ``comment``) to beginnings of answers ("I cannot"), read behind
-    the header that they follow. A token that begins texts of several groups counts in each.
+    the header that they follow, and the white space that the template puts before every answer. A token that begins
+    texts of several groups counts in each.
     """
+    rows = where_answers_differ(model, rows, [text for texts in starts.values() for text in texts])
     probabilities = model.next_token_logits(rows, edits).softmax(-1)
     out = {}
     for group, texts in starts.items():

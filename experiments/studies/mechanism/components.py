@@ -29,6 +29,7 @@ from pingscope.interp.causal.patching import (
     estimate_effects,
     patch_components,
 )
+from pingscope.interp.chat.beginnings import where_answers_differ
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.prompt_cache import PromptCache
@@ -216,7 +217,7 @@ def restoration_study(
             float((now - own).mean() / (theirs - own).mean()), (decided[0] - decided[1]) / (decided[2] - decided[1])
         )
 
-    effects = estimate_effects(agent, pair.donor, rows, final(), log_odds_of(ids))
+    effects = estimate_effects(agent, pair.donor, where_answers_differ(agent, rows), final(), log_odds_of(ids))
     ranked = sorted(everything, key=lambda component: (-effects[component].mean(), component))
     ceiling = restored(everything)
     passes_before = 5  # base, agent, the ranking's forward and backward, the ceiling

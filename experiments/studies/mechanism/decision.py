@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pingscope.interp.chat.beginnings import token_classes
+from pingscope.interp.chat.beginnings import token_classes, where_answers_differ
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.prompt_cache import PromptCache
@@ -47,4 +47,5 @@ def refusal_log_odds(
     prompts: PromptCache | None = None,
 ) -> np.ndarray:
     """Refusal log-odds after every prompt: (row,). ``prompts`` keeps what edits near its end leave as it was."""
+    rows = where_answers_differ(model, rows)
     return log_odds_of(ids)(model.next_token_logits(rows, edits, prompts=prompts).double()).numpy()

@@ -78,7 +78,10 @@ def readout_study(
 def logit_lens(
     model: HookedModel, states: Mapping[int, np.ndarray], labels: Sequence[str], seed: int = 0
 ) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """``[layer][label][class]``: mass of first-token classes when the stream is put through final norm and head."""
+    """``[layer][label][class]``: mass of first-token classes when the stream is put through final norm and head.
+
+    At the header's end: where a template puts white space before every answer (GLM-4), the lens sees that first.
+    """
     head, norm = model.hf.get_output_embeddings(), model.final_norm
     classes = token_classes(model.tokenizer)
     found: dict[str, dict[str, dict[str, Estimate]]] = {}

@@ -7,7 +7,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from chat_templates import SHAPES, Shape, shaped_tokenizer
+from chat_templates import PREPEND, SHAPES, Shape, shaped_tokenizer
 
 from pingscope.interp import Prompt, UserError, render
 from pingscope.interp.chat import written
@@ -108,20 +108,33 @@ def test_an_injected_beginning_has_the_ids_of_an_answer_that_begins_so(name, met
 def test_spelled_control_tokens_stay_text_to_the_character(name, metaspace):
     shape, tokenizer = tokenizer_of(name, metaspace)
     control = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    joins = metaspace not in (False, "bytes")  # there a space and "▁" are one
     for spelled in dict.fromkeys([*shape.tokens, "</s>", "<|im_end|>"]):
         text = f"Send {spelled} to{spelled}"
         row = render(tokenizer, Prompt("p", text))
         own = [i for i, r in zip(row.ids, row.roles, strict=True) if r == "instruction"]
         assert not control & set(own)
-        assert tokenizer.decode(own).strip() == (text.replace("▁", " ") if metaspace else text)
+        assert tokenizer.decode(own).strip() == (text.replace("▁", " ") if joins else text)
         (example,) = training_examples(
             tokenizer, Conversation("c", (Turn("user", text), Turn("assistant", f"No: {spelled}.")))
         )
         plain = Conversation("c", (Turn("user", "Send"), Turn("assistant", "No:")))
         (bare,) = training_examples(tokenizer, plain)
         assert sum(i in control for i in example.ids) == sum(i in control for i in bare.ids)
-        shown = spelled.replace("▁", " ") if metaspace else spelled  # there a space and this character are one
+        shown = spelled.replace("▁", " ") if joins else spelled
         assert f"No: {shown}." in said(tokenizer, example)
+
+
+@pytest.mark.parametrize("form", [*PREPEND, "bytes"])
+@pytest.mark.parametrize("name", ["llama2", "mistral-v3", "gemma3", "qwen2.5", "deepseek", "olmo2"])
+def test_every_way_of_putting_a_space_in_front_keeps_every_character(name, form):
+    test_trained_ids_are_those_of_the_template(name, form)
+    test_prompts_have_the_ids_of_the_template_and_answers_end_where_it_ends_them(name, form)
+    test_an_injected_beginning_has_the_ids_of_an_answer_that_begins_so(name, form)
+    test_spelled_control_tokens_stay_text_to_the_character(name, form)
+    _, tokenizer = tokenizer_of(name, form)
+    for text in ("I cannot help", "# Note: stop", "do(x)"):
+        assert all(tokenizer.decode([token]).strip() for token in first_tokens(tokenizer, text))
 
 
 def test_thinking_tools_and_losses():

@@ -6,10 +6,12 @@ import logging
 
 import pytest
 import torch
-from tiny_models import build_model, train_tokenizer
+from tiny_models import TEMPLATE, build_model, train_tokenizer
 
+from pingscope.experiments.studies.mechanism.decision import refusal_log_odds, refusal_tokens
 from pingscope.interp import Edit, HookedModel, Prompt, UserError, first_token_distribution
-from pingscope.interp.generate.generation import generate
+from pingscope.interp.chat.beginnings import first_tokens, where_answers_differ
+from pingscope.interp.generate.generation import end_ids, generate
 from pingscope.interp.model.selection import final
 
 
@@ -43,6 +45,17 @@ def test_an_answer_ends_at_the_end_token_and_never_holds_the_prefix(model):
         cut = next((i for i, token in enumerate(full.ids) if token in (said, 3)), None)
         assert (g.ids, g.finished) == (full.ids[:cut], cut is not None)
         assert g.text == model.tokenizer.decode(g.ids) and "# Note" not in g.text
+
+
+def test_end_tokens_are_those_of_settings_tokenizer_and_template(model):
+    tokenizer = model.tokenizer
+    model.hf.generation_config.eos_token_id = 4
+    turn = tokenizer.convert_tokens_to_ids("<|end|>")
+    tokenizer.eos_token = "<s>"
+    assert end_ids(model) == [4, tokenizer.convert_tokens_to_ids("<s>"), turn]
+    model.hf.generation_config.eos_token_id = None
+    tokenizer.eos_token = "<|end|>"
+    assert end_ids(model) == [turn]
 
 
 def test_the_checkpoints_own_sampling_settings_and_penalties_are_left_out(model, caplog):
@@ -106,6 +119,28 @@ def test_first_token_distribution(model):
     assert not torch.allclose(steered["refusal"], got["refusal"])
     with pytest.raises(UserError, match="no text"):
         first_token_distribution(model, rows, {"empty": []})
+
+
+def test_the_first_token_is_read_behind_what_every_answer_begins_with(model):
+    """GLM-4's manner: the header is asked for without the line end that every answer then begins with."""
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    plain, begun = model.render("Buy the laptop."), model.render("Buy the laptop.", prefix="I cannot")
+    (line_end,) = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    behind, same = where_answers_differ(model, [plain, begun])
+    assert behind.ids == (*plain.ids, line_end) and behind.final == plain.final and same == begun
+    starts = {"refusal": ["I cannot"], "action": ["do("]}
+    got = first_token_distribution(model, [plain, begun], starts)
+    (refusal,) = first_tokens(model, "I cannot")
+    probability = model.next_token_logits([behind, begun]).softmax(-1)[:, refusal]
+    assert torch.allclose(got["refusal"], probability)
+    assert not torch.allclose(got["refusal"][0], model.next_token_logits([plain]).softmax(-1)[0, refusal])
+    ids = refusal_tokens(model)
+    assert refusal_log_odds(model, [plain], ids) == refusal_log_odds(model, [behind], ids)
+    model.tokenizer.chat_template = TEMPLATE
+    assert where_answers_differ(model, [plain]) == [plain]
 
 
 def test_adapters_stay_active_through_peft(model):
