@@ -173,7 +173,7 @@ class Template:
         name, said = "look", _sentinel(1)
         tool = {"name": name, "description": name, "parameters": {"type": "object", "properties": {}}}
         call = {"type": "function", "id": "look00000", "function": {"name": name, "arguments": {"at": said}}}
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "user", "content": _sentinel(0)},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]

@@ -60,7 +60,7 @@ def written(
                 chat_template=_PINNED + source,
                 tokenize=False,
                 add_generation_prompt=answer,
-                **({"date_string": TEMPLATE_DATE} | variables),
+                **{"date_string": TEMPLATE_DATE, **variables},
             )
 
     arguments = [call["function"]["arguments"] for m in messages for call in m.get("tool_calls", ())]
