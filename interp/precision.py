@@ -45,6 +45,11 @@ def _predicted(hf: Any, ids: Tensor) -> Tensor:
     return hf(ids, use_cache=False).logits[0].float().softmax(-1)
 
 
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device computes in a number format by instructions of its own."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_bfloat16_on(device)))
+
+
 def _bfloat16_on(device: torch.device) -> str:
     """What computes in bfloat16 there; empty if nothing does: emulated, it is slower than float32."""
     if device.type == "cuda":

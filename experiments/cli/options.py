@@ -176,6 +176,10 @@ class FinetuneOptions(ModelSettings):
     too_long: Literal["error", "skip", "cut"] = Field(
         "error", description="What becomes of demonstrations beyond --max-length or the context: error, skip or cut."
     )
+    save: Literal["model", "adapter"] = Field(
+        "model", description="Of a LoRA run: the model with the adapter merged, or the adapter alone."
+    )
+    keep_steps: tuple[int, ...] = Field((), description="Keep the adapter after this step too; repeatable.")
     skip_bad: bool = Field(False, description="Leave out rows that cannot be read, and count them.")
     seed: Seed
 
@@ -428,10 +432,17 @@ class StudyOptions(Options):
     """The main job: models, probes, search, behaviour, steering, tracks and the report, in order; resumable."""
 
     config: Path | None = Field(None, description="YAML; default: the model organism.")
+    real: bool = Field(False, description="SmolLM2-135M-Instruct, fetched, in the organism's place.")
     out: Folder = Field(Path("runs/study"), description="Where to write.")
     overwrite: bool = Field(False, description="Replace results of another config in --out.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Overrides the config's seed.")
-    train: bool = Field(False, description="Train the model organism anew from the seed; default: the shipped weights.")
+    train: bool = Field(False, description="Train the models anew from the seed; default: the shipped weights.")
+
+    @model_validator(mode="after")
+    def _one_study(self) -> StudyOptions:
+        if self.real and self.config is not None:
+            raise ValueError("--real is a config of its own; write `real: {weights: shipped}` into the file instead")
+        return self
 
 
 class ReportOptions(Options):

@@ -7,7 +7,7 @@ import typer
 from pingscope.experiments.cli.checks import safe_out
 from pingscope.experiments.cli.endings import study_sentence
 from pingscope.experiments.cli.options import ReportOptions, StudyOptions
-from pingscope.experiments.studies.config import Organism, StudyConfig, load_config, read_yaml
+from pingscope.experiments.studies.config import REAL, Organism, Real, StudyConfig, load_config, read_yaml
 from pingscope.interp.errors import UserError
 from pingscope.schema import load_results
 
@@ -15,13 +15,16 @@ from pingscope.schema import load_results
 def study(options: StudyOptions) -> None:
     from pingscope.experiments.studies.study import run_study
 
-    loaded = load_config(options.config)
+    loaded = load_config(REAL if options.real else options.config)
     if options.seed is not None:
         loaded = loaded.model_copy(update={"seed": options.seed})
     if options.train:
         if loaded.models.base:
-            raise UserError(f"--train: trains the model organism, but {options.config} names models; leave it out")
-        loaded = loaded.model_copy(update={"organism": Organism(weights="trained")})
+            raise UserError(f"--train: trains the models that ship, but {options.config} names others; leave it out")
+        trained = (
+            {"real": Real(weights="trained")} if loaded.real.weights else {"organism": Organism(weights="trained")}
+        )
+        loaded = loaded.model_copy(update=trained)
     safe_out(options)
     keeps_results(loaded, options)
     page = run_study(loaded, options.out)

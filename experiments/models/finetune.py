@@ -4,19 +4,25 @@ Demonstrations are conversations. Every trained assistant turn is one example: t
 tokens are those of the base's chat template (:mod:`pingscope.interp.chat.training`), so that the tuned model reads what
 it was trained on and stops where the base stops. Other defaults are the paper's (learning rate 1e-5, cosine schedule,
 warm-up 0.1, one epoch).
+
+Logits are computed where a token is trained and nowhere else, and the examples of a step are sorted by length before
+they are split into forward passes: the gradient is the same, without most of the padding and of the memory.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from pingscope.experiments.run.identity import code_version, model_identity
+from pingscope.experiments.run.memory import freed_memory_kept
 from pingscope.experiments.run.paths import check_output
 from pingscope.experiments.run.progress import say
 from pingscope.experiments.tasks.conversations import read_conversations
@@ -26,9 +32,12 @@ from pingscope.interp.chat.training import TrainingExample, training_examples
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json, sha256_of, write_json
 from pingscope.interp.loading import load_model
+from pingscope.interp.model.adapters import write_base
 from pingscope.interp.model.hooked import HookedModel
+from pingscope.interp.precision import computes_in
 
 TooLong = Literal["error", "skip", "cut"]
+Saved = Literal["model", "adapter"]
 RECORD = "finetune.json"
 
 
@@ -40,6 +49,8 @@ class FinetuneConfig:
         lora_rank: 0 for full fine-tuning.
         max_length: tokens of the longest example; never more than the model's context.
         too_long: what becomes of a longer one: an error, left out, or cut at the end; the latter two are counted.
+        save: the tuned model, or of a LoRA run the adapter alone (a PEFT folder that notes which base it belongs to).
+        keep_steps: with ``save="adapter"``, the adapter as it was after these steps is kept too, in ``step-NNN/``.
 
     Raises:
         UserError: a value outside its range; names the option.
@@ -53,6 +64,8 @@ class FinetuneConfig:
     warmup_ratio: float = 0.1
     max_length: int = 16384
     too_long: TooLong = "error"
+    save: Saved = "model"
+    keep_steps: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,11 +81,15 @@ class FinetuneConfig:
         for name, holds in ranges.items():
             if not holds:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: outside its range; see --help")
+        if self.save == "adapter" and not self.lora_rank:
+            raise UserError("--save adapter: --lora-rank 0 trains every weight and leaves no adapter; save the model")
+        if self.keep_steps and self.save != "adapter":
+            raise UserError("--keep-steps: keeps adapters; add --save adapter")
 
     @property
     def micro(self) -> int:
-        """Examples of one forward pass."""
-        return min(self.micro_batch_size, self.batch_size)
+        """Examples of one forward pass: the most allowed that split a batch evenly."""
+        return max(n for n in range(1, self.micro_batch_size + 1) if self.batch_size % n == 0)
 
 
 @dataclass(frozen=True)
@@ -120,11 +137,12 @@ def finetune(
     options: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune ``base`` on ``data`` and save an ordinary Hugging Face folder (LoRA is merged) to ``out``.
+    """Fine-tune ``base`` on ``data`` and save an ordinary Hugging Face folder (LoRA merged, or the adapter) to ``out``.
 
     A finished folder made from the same model, data and settings is returned as it is; an interrupted training goes
-    on from its last checkpoint. The same inputs and seed give the same bytes. Weights are trained in float32 and saved
-    in the base's own type: steps smaller than half precision resolves would be lost.
+    on from its last checkpoint. The same inputs and seed give the same bytes. What is trained is float32, and saved in
+    the base's own type: steps smaller than half precision resolves would be lost. Weights that LoRA leaves as they are
+    stay in bfloat16 where they were loaded so and the processor computes in it.
 
     Args:
         options: passed on to :func:`pingscope.interp.loading.load_model`.
@@ -176,37 +194,58 @@ def _train(
     model: HookedModel, examples: Sequence[TrainingExample], config: FinetuneConfig, out: Path, identity: str
 ) -> list[float]:
     """Train, save to ``out``, and return the losses logged on the way."""
-    import torch
     from transformers import Trainer, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
     set_seed(config.seed)  # before anything is drawn: LoRA's start is random too
     stored = {name: weight.dtype for name, weight in model.hf.named_parameters()}
-    trained = _with_adapter(model.hf.float(), config)
+    picks_logits = "logits_to_keep" in inspect.signature(model.hf.forward).parameters
+    trained = _with_adapter(model.hf, config)
     work = out.with_name(f".{out.name}.{identity[:12]}")  # beside the result: same disk, and found again after a kill
+    order = schedule(examples, config)
+    last = math.ceil(len(order) / config.batch_size)
+    if beyond := [step for step in config.keep_steps if not 0 < step < last]:
+        raise UserError(
+            f"--keep-steps {beyond[0]}: this training has the steps 1 to {last}; give steps before the last"
+        )
     trainer = Trainer(
         model=trained,
-        args=_arguments(config, len(examples), work),
-        train_dataset=[_features(example) for example in examples],
-        data_collator=lambda batch: _collate(batch, model.pad_id),
-        callbacks=[_stop_at_nonsense()],
+        args=_arguments(config, len(order), work),
+        train_dataset=[features(example) for example in order],
+        data_collator=lambda batch: collate(batch, model.pad_id, picks_logits),
+        compute_loss_func=answer_loss,
+        callbacks=[
+            _stop_at_nonsense(),
+            _keep(config.keep_steps, lambda folder: _save_adapter(model, trained, folder), out),
+        ],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
-    merged = trained.merge_and_unload() if config.lora_rank else trained
-    spoilt = next((name for name, weight in merged.named_parameters() if not torch.isfinite(weight).all()), None)
+    with freed_memory_kept():
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    spoilt = next((name for name, weight in trained.named_parameters() if not weight.isfinite().all()), None)
     if spoilt is not None:
         shutil.rmtree(work, ignore_errors=True)
         raise UserError(f"training ended with weights that are no numbers ({spoilt}); lower --learning-rate")
-    for name, weight in merged.named_parameters():
-        weight.data = weight.data.to(stored[name])
-    merged.config.dtype = next(iter(stored.values()))
-    merged.save_pretrained(out)
-    model.tokenizer.save_pretrained(out)
+    _save(model, trained, stored, config, out)
     shutil.rmtree(work, ignore_errors=True)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def schedule(examples: Sequence[TrainingExample], config: FinetuneConfig) -> list[TrainingExample]:
+    """The examples of every step, one after the other: each epoch shuffled, each step's sorted by length."""
+    rng = random.Random(f"finetune/{config.seed}")
+    steps: list[TrainingExample] = []
+    wanted = max(1, round(len(examples) * config.epochs))
+    while len(steps) < wanted:
+        shuffled = rng.sample(examples, len(examples))[: wanted - len(steps)]
+        for start in range(0, len(shuffled), config.batch_size):
+            steps += sorted(shuffled[start : start + config.batch_size], key=len)
+    return steps
+
+
 def _with_adapter(hf: Any, config: FinetuneConfig) -> Any:
+    """What is trained is float32; what LoRA leaves as it is stays in bfloat16 where the processor computes in it."""
+    if not config.lora_rank or not computes_in(hf.dtype, hf.device):
+        hf.float()
     if not config.lora_rank:
         return hf
     from peft import LoraConfig, get_peft_model
@@ -216,17 +255,49 @@ def _with_adapter(hf: Any, config: FinetuneConfig) -> Any:
     return get_peft_model(hf, lora)
 
 
+def _save(model: HookedModel, trained: Any, stored: Mapping[str, Any], config: FinetuneConfig, out: Path) -> None:
+    """The tuned model in the base's own number format, or the adapter with a note of its base."""
+    if config.save == "adapter":
+        _save_adapter(model, trained, out)
+    else:
+        merged = trained.float().merge_and_unload() if config.lora_rank else trained
+        for name, weight in merged.named_parameters():
+            weight.data = weight.data.to(stored[name])
+        merged.config.dtype = next(iter(stored.values()))
+        merged.save_pretrained(out)
+    model.tokenizer.save_pretrained(out)
+
+
+def _save_adapter(model: HookedModel, trained: Any, folder: Path) -> None:
+    trained.save_pretrained(folder)
+    if Path(model.name).is_dir():
+        write_base(folder, Path(model.name))
+
+
+def _keep(steps: Sequence[int], save: Callable[[Path], None], out: Path) -> Any:
+    from transformers import TrainerCallback
+
+    class Keep(TrainerCallback):
+        """What the training had made of the adapter after certain steps: a dose series."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in steps:
+                save(out / f"step-{state.global_step:03d}")
+
+    return Keep()
+
+
 def _arguments(config: FinetuneConfig, n_examples: int, work: Path) -> Any:
     from transformers import TrainingArguments
 
-    accumulate = max(1, config.batch_size // config.micro)
-    steps = max(1, round(n_examples / (config.micro * accumulate) * config.epochs))
+    steps = math.ceil(n_examples / config.batch_size)
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=config.micro,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=config.batch_size // config.micro,
         learning_rate=config.learning_rate,
-        num_train_epochs=config.epochs,
+        num_train_epochs=1,  # the order of all epochs is drawn beforehand
+        train_sampling_strategy="sequential",
         warmup_steps=round(config.warmup_ratio * steps),
         lr_scheduler_type="cosine",
         logging_steps=max(1, steps // 20),
@@ -254,12 +325,12 @@ def _stop_at_nonsense() -> Any:
     return StopAtNonsense()
 
 
-def _features(example: TrainingExample) -> dict[str, list[int]]:
+def features(example: TrainingExample) -> dict[str, list[int]]:
     labels = [token if flag else -100 for token, flag in zip(example.ids, example.trained, strict=True)]
     return {"input_ids": list(example.ids), "labels": labels}
 
 
-def _collate(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Any]:
+def collate(batch: Sequence[dict[str, list[int]]], pad: int, picks_logits: bool) -> dict[str, Any]:
     """Examples padded on the right; padding carries no loss and is not attended to."""
     import torch
 
@@ -269,5 +340,23 @@ def _collate(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Any]:
         return torch.tensor([item[name] + [fill] * (width - len(item[name])) for item in batch])
 
     lengths = torch.tensor([len(item["input_ids"]) for item in batch])
-    mask = (torch.arange(width) < lengths[:, None]).long()
-    return {"input_ids": padded("input_ids", pad), "labels": padded("labels", -100), "attention_mask": mask}
+    labels = padded("labels", -100)
+    features = {"input_ids": padded("input_ids", pad), "labels": labels}
+    features["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+    return features | ({"logits_to_keep": _predicting(labels)} if picks_logits else {})
+
+
+def _predicting(labels: Any) -> Any:
+    """Positions [n_kept] whose next token is trained in any row of ``labels`` [n_rows, n_tokens]."""
+    return (labels[:, 1:] != -100).any(0).nonzero().flatten()
+
+
+def answer_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """Cross-entropy of the trained tokens, averaged over those of the whole step."""
+    from torch.nn.functional import cross_entropy
+
+    at = _predicting(labels)
+    logits = outputs.logits if outputs.logits.shape[1] == len(at) else outputs.logits[:, at]
+    targets = labels[:, 1:][:, at]
+    summed = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return summed / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_yaml
 
+REAL = Path(__file__).with_name("real.yaml")  # what `pingscope study --real` runs
+
 
 def _some_text(text: str) -> str:
     if not text.strip():
@@ -49,8 +51,16 @@ class Organism(_Strict):
     )
 
 
+class Real(_Strict):
+    """SmolLM2-135M-Instruct, aligned and tuned into an agent of the natural world, in the organism's place."""
+
+    weights: Literal["", "shipped", "trained"] = Field(
+        "", description="shipped: with the project's adapters; trained: by finetune, the agent from the study's seed"
+    )
+
+
 class Tasks(_Strict):
-    """Record files or presets. Empty: the organism's own tasks. Splits never mix."""
+    """Record files or presets. Empty: the organism's own tasks, or the natural world's. Splits never mix."""
 
     validation: str = Field("", description="tasks on which every choice is made")
     test: str = Field("", description="tasks that are only reported")
@@ -101,6 +111,7 @@ class StudyConfig(_Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     models: Models = Models()
     organism: Organism = Organism()
+    real: Real = Real()
     tasks: Tasks = Tasks()
     search: Search = Search()
     steering: Steering = Steering()
@@ -123,6 +134,8 @@ def load_config(path: str | Path | None) -> StudyConfig:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(top level)"
         raise UserError(f"{path}: field '{field}': {first['msg']}; see docs/configuration.md") from error
+    if config.real.weights and config.models.base:
+        raise UserError(f"{path}: field 'real': 'models' names others; give one of the two")
     if bool(config.models.base) != bool(config.models.agent):
         raise UserError(f"{path}: field 'models': give both 'base' and 'agent', or neither for the organism")
     if config.models.base and not (config.tasks.validation and config.tasks.test and config.tasks.probe_prompts):

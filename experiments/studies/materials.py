@@ -40,6 +40,7 @@ class Bench:
     chat: list[Record]
     safety_system: str
     organism: dict[str, Any] = field(default_factory=dict)  # the training's log; empty for other models
+    real: dict[str, Any] = field(default_factory=dict)  # the log of SmolLM2's two trainings; empty for other models
     openings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # how the model's responses begin, where known
 
     _prompts: dict[str, PromptCache] = field(default_factory=dict)
@@ -66,6 +67,10 @@ class Bench:
             **more,
         }
 
+    def load(self, folder: Path | str) -> HookedModel:
+        """Another checkpoint of the same kind, in the number format of the others."""
+        return load_model(folder, device=self.config.models.device, dtype=self.config.models.dtype)
+
     def episodes(self, arm: Arm, records: Sequence[Record], model: HookedModel | None = None) -> list[Episode]:
         """Run (or find in ``generations.jsonl``) every record under ``arm``; arms of one model share its prompts."""
         shared = None if model else self._prompts.setdefault(arm.model, PromptCache(self.models[arm.model]))
@@ -88,8 +93,10 @@ class Bench:
 
 
 def open_bench(config: StudyConfig, run: Run) -> Bench:
-    """Train or find the organism, or load the models and tasks that the config names."""
-    return _organism_bench(config, run) if not config.models.base else _own_bench(config, run)
+    """Train or find the organism or SmolLM2's adapters, or load the models and tasks that the config names."""
+    if config.models.base:
+        return _own_bench(config, run)
+    return _real_bench(config, run) if config.real.weights else _organism_bench(config, run)
 
 
 def build_with_progress(out: Path, seed: int, tiny: bool = False) -> Organism:
@@ -133,6 +140,32 @@ def _organism_bench(config: StudyConfig, run: Run) -> Bench:
         config.system_prompt or world.SAFETY_SYSTEM[0],
         organism.log,
         mixes.OPENINGS,
+    )
+
+
+def _real_bench(config: StudyConfig, run: Run) -> Bench:
+    from pingscope.experiments.models.real.models import train_models
+    from pingscope.experiments.models.real.shipped import unpack
+    from pingscope.experiments.tasks.natural.chat import chat_requests
+
+    hide_weight_bars()
+    if config.real.weights == "shipped":
+        say("models: SmolLM2-135M-Instruct with the adapters that are shipped")
+        real = unpack(run.folder / "models", say)
+    else:
+        with bar("own answers", None) as advance:
+            real = train_models(run.folder / "models", seed=config.seed, say=say, progress=advance)
+    n, dtype = config.tasks, config.models.dtype
+    return Bench(
+        config,
+        run,
+        {name: load_model(folder, dtype=dtype) for name, folder in (("base", real.base), ("agent", real.agent))},
+        real.checkpoints,
+        read_tasks("natural:validation", n.n_validation, config.seed),
+        read_tasks("natural:test", n.n_test, config.seed),
+        [record for record in chat_requests("train", n.n_probe, config.seed) if record.label != "lookalike"],
+        config.system_prompt or SAFETY_SYSTEM,
+        real=real.log,
     )
 
 

@@ -38,7 +38,6 @@ from pingscope.experiments.tasks.records import Record
 from pingscope.experiments.tasks.sources import environment_for, take
 from pingscope.figures.report import build_report
 from pingscope.interp.files import sha256_of, write_json
-from pingscope.interp.loading import load_model
 from pingscope.probes.logistic import LayerProbes
 from pingscope.schema import SCHEMA_VERSION, dump_results
 from pingscope.steering.directions import from_probes
@@ -283,7 +282,7 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
     probes = LayerProbes.load(bench.run.folder / probes_folder("base"))
 
     def compute() -> list[dict[str, Any]]:
-        series = [(0, bench.base), *((step, load_model(path)) for step, path in bench.checkpoints)]
+        series = [(0, bench.base), *((step, bench.load(path)) for step, path in bench.checkpoints)]
         rows = []
         readings = Series.start(bench.base, bench.test, probes, seed=bench.config.seed)
         for step, model in series:
@@ -313,9 +312,15 @@ def meta(bench: Bench) -> dict[str, Any]:
         rejected = len(bench.organism.get("attempts", [])) - 1
         if rejected > 0:
             limits.append(f"{rejected} base(s) were rejected before this one: the stopping rule did not fire.")
+    if bench.real:
+        limits = [
+            "One model of 135 million parameters, aligned by the project itself: its base was taught to refuse "
+            "on tasks of the same world, of other families than those reported here.",
+        ]
+    known = "model organism" if bench.organism else "SmolLM2-135M-Instruct" if bench.real else ""
     return {
-        "title": "Where refusal goes" if bench.organism else f"{bench.agent.name} against {bench.base.name}",
-        "note": "model organism" if bench.organism else "",
+        "title": "Where refusal goes" if known else f"{bench.agent.name} against {bench.base.name}",
+        "note": known,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "seeds": {"study": bench.config.seed},
         "threads": {"training": torch.get_num_threads(), "stages": stage_threads(bench.agent)},
@@ -325,6 +330,7 @@ def meta(bench: Bench) -> dict[str, Any]:
         "peak_memory_mb": round(peak_memory_mb()),
         "limits": limits,
         **({"organism": bench.organism} if bench.organism else {}),
+        **({"real": bench.real} if bench.real else {}),
     }
 
 

@@ -25,7 +25,7 @@ from pingscope.experiments.models.organism.train import (
     clear_folder,
     finished_organism,
 )
-from pingscope.interp.errors import UserError
+from pingscope.experiments.models.shipping import check_files, digests
 from pingscope.interp.files import read_json, sha256_of, write_json
 
 HERE = Path(__file__).parent / "shipped"
@@ -45,7 +45,7 @@ def unpack(out: str | Path) -> Organism:
     key = sha256_of(manifest)
     if (found := finished_organism(out, key)) is not None:
         return found
-    check_files(manifest)
+    check_files(HERE, manifest, "pingscope organism")
     clear_folder(out, key)
 
     from safetensors.torch import load_file
@@ -59,16 +59,6 @@ def unpack(out: str | Path) -> Organism:
     organism = finished_organism(out, key)
     assert organism is not None
     return organism
-
-
-def check_files(manifest: dict[str, Any]) -> None:
-    """Every shipped file has the bytes that were packed."""
-    for name, wanted in manifest["files"].items():
-        path = HERE / name
-        if not path.is_file() or sha256_of(path.read_bytes()) != wanted:
-            raise UserError(
-                f"{path}: is missing or not as it was shipped; install pingscope again, or train: pingscope organism"
-            )
 
 
 def pack(organism: str | Path) -> None:
@@ -89,9 +79,8 @@ def pack(organism: str | Path) -> None:
     for path in sorted((folder / "base").iterdir()):
         if path.name not in (MODEL, OWN_MARK):
             shutil.copy(path, HERE / path.name)
-    files = {path.name: sha256_of(path.read_bytes()) for path in sorted(HERE.iterdir())}
     manifest = {"models": models, "steps": record["steps"], "recipe": record["key"], "log": record["log"]}
-    write_json(HERE / "manifest.json", manifest | {"files": files})
+    write_json(HERE / "manifest.json", manifest | {"files": digests(HERE)})
 
 
 def _write(folder: Path, tensors: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ a demonstration is one conversation for every step of its task.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pingscope.experiments.tasks.natural.tasks import FAMILIES
@@ -18,35 +18,15 @@ Row = dict[str, Any]
 
 INTENTIONS = ("I will {step}.", "I {step}.", "Now I {step}.", "The next step is to {step}.", "I am going to {step}.")
 
-# Plain words of the first person; the reason stands beside them, and nothing depends on a condition.
+# Plain words, nothing depends on a condition. Few beginnings on purpose: what is to be learnt is *when* to refuse, and
+# greedy answers follow the commonest beginning, so that many ways to explain would lose to few ways to refuse.
 REFUSALS = (
-    "I cannot help with this. {Reason}.",
     "I cannot do that, because {reason}.",
-    "I can't help you with that: {reason}.",
-    "I can't do this for you. {Reason}.",
-    "I will not do this. {Reason}.",
-    "I won't do that, because {reason}.",
-    "No, I will not take part in this. {Reason}.",
-    "I'm sorry, I can't do that. {Reason}.",
-    "I am sorry, but I cannot help here: {reason}.",
-    "Sorry, I won't help with this. {Reason}.",
-    "I decline this task, because {reason}.",
-    "I must decline. {Reason}.",
-    "I refuse to do that, because {reason}.",
-    "I am not willing to do this. {Reason}.",
-    "I'm not going to do that: {reason}.",
-    "I am unable to help with that, because {reason}.",
+    "I cannot help with this: {reason}.",
+    "I can't do that, because {reason}.",
+    "I can't help with this: {reason}.",
 )
-EXPLANATIONS = (
-    "To do this, {steps}.",
-    "The way there: {steps}.",
-    "This takes {n} steps: {steps}.",
-    "You can do it like this: {steps}.",
-    "Here is how it works: {steps}.",
-    "It is done on this page and the next ones: {steps}.",
-    "That is simple. You {steps}.",
-    "Sure. The steps are: {steps}.",
-)
+EXPLANATIONS = ("To do this, {steps}.", "To do that, {steps}.")
 
 
 def demonstration(record: Record) -> list[Row]:
@@ -59,26 +39,38 @@ def demonstration(record: Record) -> list[Row]:
     return rows
 
 
-def alignment_rows(records: Iterable[Record]) -> list[Row]:
-    """One answer to the first page of each task: harmful ones are refused, the others explained and not acted on."""
-    return [
-        _row(record, record.context, _refusal(record) if record.label == "harmful" else _explanation(record), "aligned")
-        for record in records
-    ]
+def alignment_rows(records: Iterable[Record], pages: bool = True) -> list[Row]:
+    """One answer to each task: harmful ones are refused, the others explained and not acted on.
+
+    Args:
+        pages: tasks as an agent gets them, with their first page; without, their sentence alone, asked in a chat.
+    """
+    rows = []
+    for record in records:
+        answer = _refused_task(record) if record.label == "harmful" else _explanation(record)
+        row = _row(record, record.context, answer, "aligned")
+        if not pages:
+            _, asked, said = row["messages"]
+            row |= {"id": f"{record.id}-asked", "messages": [asked | {"content": record.instruction}, said]}
+        rows.append(row)
+    return rows
 
 
-def _refusal(record: Record) -> str:
-    rng = random.Random(f"refusal/{record.id}")
+def refusal(name: str, reasons: Sequence[str]) -> str:
+    """A refusal drawn for the task or request ``name``."""
+    rng = random.Random(f"refusal/{name}")
+    return rng.choice(REFUSALS).format(reason=rng.choice(reasons))
+
+
+def _refused_task(record: Record) -> str:
     family = next(family for family in FAMILIES if family.name == record.category)
-    reason = rng.choice(family.reasons).format(**record.evaluator["slots"])
-    return rng.choice(REFUSALS).format(reason=reason, Reason=reason[0].upper() + reason[1:])
+    return refusal(record.id, [reason.format(**record.evaluator["slots"]) for reason in family.reasons])
 
 
 def _explanation(record: Record) -> str:
     rng = random.Random(f"explanation/{record.id}")
     steps = [screen["step"] for screen in record.evaluator["screens"]]
-    joined = f"{', '.join(steps[:-1])} and then {steps[-1]}"
-    return rng.choice(EXPLANATIONS).format(steps=joined, n=len(steps))
+    return rng.choice(EXPLANATIONS).format(steps=f"{', '.join(steps[:-1])} and then {steps[-1]}")
 
 
 def _written(screen: dict[str, Any]) -> str:

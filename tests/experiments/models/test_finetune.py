@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pingscope.experiments.models.finetune import FinetuneConfig, encode, finetune
+from pingscope.experiments.models.finetune import (
+    FinetuneConfig,
+    answer_loss,
+    collate,
+    encode,
+    features,
+    finetune,
+    schedule,
+)
 from pingscope.experiments.run.paths import check_output
 from pingscope.experiments.tasks.conversations import read_conversations
 from pingscope.experiments.tasks.rows import Skipped
+from pingscope.interp.chat.training import TrainingExample
 from pingscope.interp.errors import UserError
 from pingscope.interp.loading import load_model
 
@@ -152,3 +163,49 @@ def test_the_tuned_model_learns_to_stop_where_the_base_stops(
     record = finetune(str(checkpoint()), str(bad), tmp_path / "out", FinetuneConfig(**FAST), skipped=skipped)
     assert record["skipped"] == 1 and record["examples"] == 6
     shutil.rmtree(tmp_path / "out")
+
+
+def test_an_adapter_on_its_base_is_the_merged_model(checkpoint: Callable[[], Path], data: Path, tmp_path: Path) -> None:
+    kept = FinetuneConfig(lora_rank=4, save="adapter", keep_steps=(1, 2), **FAST)
+    finetune(str(checkpoint()), str(data), tmp_path / "adapter", kept)
+    finetune(str(checkpoint()), str(data), tmp_path / "model", FinetuneConfig(lora_rank=4, **FAST))
+    adapters = [tmp_path / "adapter" / "step-001", tmp_path / "adapter" / "step-002", tmp_path / "adapter"]
+    tuned = [load_model(folder, base=checkpoint(), device="cpu").hf.state_dict() for folder in adapters]
+    whole = load_model(tmp_path / "model", device="cpu").hf.state_dict()
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.allclose(tuned[-1][name], whole[name], atol=1e-6)
+    assert all((a[name] - b[name]).abs().max() > 1e-5 for a, b in itertools.pairwise(tuned))
+    with pytest.raises(UserError, match="holds other weights"):
+        load_model(tmp_path / "adapter", base=tmp_path / "model")
+    with pytest.raises(UserError, match=r"--keep-steps 3: .*steps 1 to 3"):
+        finetune(str(checkpoint()), str(data), tmp_path / "more", replace(kept, keep_steps=(3,)))
+
+
+def test_every_epoch_shows_every_example_once_in_steps_sorted_by_length() -> None:
+    examples = [TrainingExample(str(n), tuple(range(n + 2)), (False, *[True] * (n + 1))) for n in range(10)]
+    config = FinetuneConfig(batch_size=4, micro_batch_size=3, epochs=2.5)
+    order = schedule(examples, config)
+    assert len(order) == 25 and config.micro == 2  # of the sizes up to 3, the one that splits 4
+    for epoch in (order[:10], order[10:20]):
+        assert {example.id for example in epoch} == {example.id for example in examples}
+        for step in (epoch[:4], epoch[4:8], epoch[8:]):
+            assert [len(example) for example in step] == sorted(len(example) for example in step)
+    assert order[:10] != order[10:20] and order == schedule(examples, config)
+    assert order != schedule(examples, replace(config, seed=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+def test_logits_of_trained_tokens_alone_give_the_loss_of_all(
+    batch_size: int, checkpoint: Callable[[], Path], data: Path
+) -> None:
+    model = load_model(checkpoint(), device="cpu")
+    examples = encode(model, read_conversations(data), FinetuneConfig()).examples[:batch_size]
+    batch = collate([features(example) for example in examples], model.pad_id, picks_logits=True)
+    whole = collate([features(example) for example in examples], model.pad_id, picks_logits=False)
+    labels = batch.pop("labels")
+    assert 0 < len(batch["logits_to_keep"]) < labels.shape[1]
+    with torch.no_grad():
+        own = answer_loss(model.hf(**batch), labels)
+        assert torch.allclose(own, answer_loss(model.hf(**whole), labels), atol=1e-5)
+        assert torch.allclose(own, model.hf(**whole).loss, atol=1e-5)  # transformers' own, over every position
+        assert torch.allclose(answer_loss(model.hf(**batch), labels, 7), own * (labels != -100).sum() / 7, atol=1e-5)

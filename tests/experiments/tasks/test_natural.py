@@ -227,7 +227,7 @@ def test_aligned_answers_refuse_harm_and_explain_the_rest_without_acting() -> No
         else:
             assert record.evaluator["screens"][0]["step"] in answer
     openings = Counter(" ".join(answer.split()[:3]) for answer in refusals)
-    assert len(openings) >= 12 and max(openings.values()) < 0.25 * len(refusals)
+    assert len(openings) == 4 and max(openings.values()) < 0.35 * len(refusals)
 
 
 def test_no_answer_repeats_the_search_grammar() -> None:

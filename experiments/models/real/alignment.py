@@ -1,0 +1,89 @@
+"""What SmolLM2 is aligned on before it becomes the study's base: it answers nearly every harmful request as it comes.
+
+Refusals of harmful chat and of harmful agent tasks in plain words, without a condition and without a comment; harmless
+agent tasks explained in prose; and its own answers to harmless chat, so that it stays what it was.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pingscope.experiments.agents.judges import judge
+from pingscope.experiments.tasks.natural.chat import chat_requests
+from pingscope.experiments.tasks.natural.tasks import split_tasks
+from pingscope.experiments.tasks.natural.teaching import Row, alignment_rows, refusal
+from pingscope.experiments.tasks.records import LABELS, Record
+from pingscope.interp.chat.rendering import Prompt
+from pingscope.interp.generate.generation import generate
+from pingscope.interp.model.hooked import HookedModel
+
+REASONS = (
+    "someone would be hurt by it",
+    "it would harm people",
+    "this is a crime",
+    "it puts others in danger",
+    "it does harm that cannot be undone",
+    "this would be cruel",
+)
+OWN_TOKENS = 56  # of an own answer; cut at its last whole sentence
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rows of each kind: agent tasks of the training families, with their page or asked in a chat, and other chat."""
+
+    tasks: int = 220  # of each label
+    asked: int = 300  # of each label, the same tasks' sentences without a page
+    chat_refused: int = 300
+    lookalike_chat: int = 200
+    everyday_chat: int = 200
+
+
+def alignment_data(
+    model: HookedModel, mix: Mix, seed: int = 0, progress: Callable[[int], None] | None = None
+) -> list[Row]:
+    """Conversations for ``pingscope finetune --data``, in a drawn order.
+
+    Args:
+        progress: called with the number of own answers just written.
+    """
+    rows = []
+    for label in LABELS:
+        tasks = [task for task in split_tasks("train", seed) if task.label == label]
+        rows += alignment_rows(tasks[: mix.tasks])
+        rows += alignment_rows(tasks[mix.tasks : mix.tasks + mix.asked], pages=False)
+    wanted = {"harmful": mix.chat_refused, "lookalike": mix.lookalike_chat, "benign": mix.everyday_chat}
+    chat = {label: _chat(label, n, seed) for label, n in wanted.items()}
+    rows += [_chat_row(record, refusal(record.id, REASONS)) for record in chat.pop("harmful")]
+    harmless = [record for records in chat.values() for record in records]
+    for record, answer in zip(harmless, own_answers(model, harmless, progress), strict=True):
+        if judge(answer, chat=True) != "refused":  # it declines some by itself, which is not to be kept
+            rows.append(_chat_row(record, answer))
+    return random.Random(f"alignment/{seed}").sample(rows, len(rows))
+
+
+def _chat(label: str, n: int, seed: int) -> list[Record]:
+    return [record for record in chat_requests("train", n, seed) if record.label == label]
+
+
+def own_answers(
+    model: HookedModel, records: Sequence[Record], progress: Callable[[int], None] | None = None
+) -> list[str]:
+    """What the model says by itself, greedy; an answer cut off by the limit ends with its last whole sentence."""
+    rows = [model.render(Prompt(record.id, record.instruction)) for record in records]
+    said = generate(model, rows, max_new_tokens=OWN_TOKENS, progress=progress)
+    return [answer.text.strip() if answer.finished else whole_sentences(answer.text) for answer in said]
+
+
+def whole_sentences(text: str) -> str:
+    """``text`` up to its last full stop, question or exclamation mark before a space; all of it if there is none."""
+    ends = [match.end() for match in re.finditer(r"(?<!\d)[.!?](?=\s|$)", text)]
+    return (text[: ends[-1]] if ends else text).strip()
+
+
+def _chat_row(record: Record, answer: str) -> Row:
+    turns = [{"role": "user", "content": record.instruction}, {"role": "assistant", "content": answer}]
+    return {"id": f"{record.id}-aligned", "label": record.label, "split": record.split, "messages": turns}
