@@ -348,6 +348,11 @@ class SearchOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, Ou
     )
     perf: Literal["not_refused", "success"] = Field("not_refused", description="not_refused (the paper's) or success.")
     generator: Text = Field("phrases", description="phrases (built in), hf:PATH, or openai:MODEL with --base-url.")
+    style: Literal["comment", "bare", "conditional", "mixed"] = Field(
+        "comment",
+        description="Of prefixes: comment lines, bare sentences, conditional refusals and promises, or mixed (half "
+        "comments, half conditional). A model as generator writes comments or, otherwise, plain words.",
+    )
     base_url: str = Field("", description="OpenAI-compatible server; key: OPENAI_API_KEY.")
     per_minute: float = Field(0.0, ge=0, allow_inf_nan=False, description="Most requests a minute (0: any).")
     screening: Annotated[bool, Flag(("--screening/--exhaustive",))] = Field(

@@ -35,7 +35,7 @@ from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 from pingscope.interp.loading import load_model
 from pingscope.steering.generators import ANSWER_TOKENS, TEMPERATURE, ModelGenerator, endpoint_ask, kept, local_ask
-from pingscope.steering.phrases import PhraseGenerator
+from pingscope.steering.phrases import PhraseGenerator, Style
 from pingscope.steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
 
@@ -51,9 +51,9 @@ def search(options: SearchOptions) -> None:
     check_generator(options.generator)
     known = load_probes(options.probes) if options.probes is not None else None
     run = open_run(options)
-    comment = published.comment if published else True
     journal = out / "generator.jsonl"
-    proposing = make_generator(options.generator, options.base_url, comment, options.per_minute, journal)
+    style: Style = options.style if not published else "comment" if published.comment else "bare"
+    proposing = make_generator(options.generator, options.base_url, style, options.per_minute, journal)
     budget = Budget(options.max_generations, options.max_minutes)
     screen = Screen() if options.screening else None
     model = open_model(options)
@@ -153,7 +153,7 @@ def check_generator(spec: str) -> None:
 def make_generator(
     spec: str,
     base_url: str = "",
-    comment: bool = True,
+    style: Style = "comment",
     per_minute: float = 0.0,
     journal: Path | None = None,
 ) -> Generate:
@@ -164,7 +164,7 @@ def make_generator(
     check_generator(spec)
     kind, _, name = spec.partition(":")
     if kind == "phrases":
-        return PhraseGenerator(comment=comment)
+        return PhraseGenerator(style=style)
     if kind == "hf":
         hide_weight_bars()
         model = load_model(name)
@@ -173,7 +173,7 @@ def make_generator(
         ask, source = local_ask(model), [model_identity(model), str(TEMPERATURE), str(ANSWER_TOKENS)]
     else:
         ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
-    return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
+    return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=style == "comment")
 
 
 COLUMNS = {  # what a candidate's counts call it → what the tables of other commands do

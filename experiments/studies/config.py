@@ -70,6 +70,9 @@ class Search(_Strict):
         1.5, ge=0, le=2, allow_inf_nan=False, description="below this best overall score the seeds are emptied"
     )
     perf: Literal["success", "not_refused"] = "success"
+    style: Literal["comment", "bare", "conditional", "mixed"] = Field(
+        "comment", description="of the phrases; mixed: comments and refusals with a condition, half and half"
+    )
     # Off: a study wants the best prefix more than the generations saved (docs/search.md has what screening loses).
     screening: bool = Field(False, description="rank candidates by their first token and race them; docs/search.md")
 

@@ -43,7 +43,7 @@ from pingscope.probes.logistic import LayerProbes
 from pingscope.schema import SCHEMA_VERSION, dump_results
 from pingscope.steering.directions import from_probes
 from pingscope.steering.injection import Arm, comparison_arms
-from pingscope.steering.phrases import shuffled_words
+from pingscope.steering.phrases import PhraseGenerator, shuffled_words
 from pingscope.steering.ping import Settings
 
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
@@ -111,6 +111,7 @@ def search_stage(bench: Bench) -> dict[str, Any]:
                 [record for record in bench.validation if record.label != "lookalike"],
                 environment_for,
                 journal=bench.run.folder / "search.jsonl",
+                generator=PhraseGenerator(style=config.search.style),
                 settings=settings,
                 perf=config.search.perf,
                 seed=config.seed,
