@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from pingscope.experiments.agents.rollout import AnyAction
+from pingscope.experiments.agents.rollout import AnyAction, Episode
 from pingscope.experiments.cli.checks import disjoint, needs_labels
 from pingscope.experiments.cli.endings import unread_line
 from pingscope.experiments.cli.options import SearchOptions
@@ -20,21 +20,27 @@ from pingscope.experiments.cli.shared import (
     load_probes,
     open_model,
     open_run,
+    settled,
     write_results,
 )
 from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, print_texts, said_missing, signed
 from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars
+from pingscope.experiments.studies.config import Bounds
+from pingscope.experiments.studies.search.bounds import prefix_bounds
 from pingscope.experiments.studies.search.held_out import held_out_study
 from pingscope.experiments.studies.search.prefix_search import search_prefix, search_section
 from pingscope.experiments.studies.search.prefix_table import Budget, Perf
 from pingscope.experiments.studies.search.screening import Screen
+from pingscope.experiments.tasks.presets import deduplicate
 from pingscope.experiments.tasks.records import Record
 from pingscope.experiments.tasks.sources import environment_for
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 from pingscope.interp.loading import load_model
+from pingscope.interp.model.hooked import HookedModel
 from pingscope.steering.generators import ANSWER_TOKENS, TEMPERATURE, ModelGenerator, endpoint_ask, kept, local_ask
+from pingscope.steering.injection import Arm
 from pingscope.steering.phrases import PhraseGenerator, Style
 from pingscope.steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
@@ -84,13 +90,48 @@ def search(options: SearchOptions) -> None:
     if unseen:
         section["held_out"] = held_out_study(found, model, unseen, records, partial(play, model), perf)
         print_held_out(section["held_out"], read.skipped)
+    sections: dict[str, Any] = {"search": section}
+    models = {"agent": model}
+    if options.bounds:
+        sections["bounds"] = measured_bounds(options, models, records, unseen, found.best.text, play)
     missing = play.missing | ({"search": section["missing"]} if "missing" in section else {})
     said_missing({}, missing)
     write_results(
-        run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf),
+        run, models, sections, limits=notes, ending=_ending(found, section, perf),
         hint=_hint(found), skipped=read.skipped,
         missing=missing,
     )  # fmt: skip
+
+
+def measured_bounds(
+    options: SearchOptions,
+    models: dict[str, HookedModel],
+    records: Sequence[Record],
+    unseen: Sequence[Record],
+    searched: str,
+    play: Episodes,
+) -> dict[str, Any]:
+    """Both bounds beside the search; the base, where one is given, joins ``models`` in front of the agent."""
+    agent = models["agent"]
+    base = open_model(options, options.base, dtype=settled(options, agent)) if options.base else None
+    if base is not None:
+        models.clear()
+        models |= {"base": base, "agent": agent}
+    sizes = Bounds(soft_tokens=options.soft_tokens, coordinate_steps=options.coordinate_steps)
+
+    def evaluate(arm: Arm, tasks: Sequence[Record]) -> list[Episode]:
+        return play(models[arm.model], arm, tasks)
+
+    with bar("bounds", sizes.soft_steps + sizes.coordinate_steps) as advance:
+        section = prefix_bounds(
+            agent, records, deduplicate(list(unseen), list(records)), environment_for, evaluate, searched=searched,
+            sizes=sizes, folder=options.out, base=base, seed=options.seed,
+            progress=lambda which, loss: advance(info=f"{which} {loss:.2f}"),
+        )  # fmt: skip
+    behaviour_table(section["behaviour"])
+    print_texts(section["texts"])
+    typer.echo(f"bounds: {section['sentence']}")
+    return section
 
 
 def _hint(found: SearchResult) -> str:
@@ -105,6 +146,8 @@ def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Seque
     if options.held_out:
         needs_labels("--held-out", options.held_out, unseen)
         disjoint({"--tasks": (options.tasks, records), "--held-out": (options.held_out, unseen)})
+    if options.bounds and not options.held_out:
+        raise UserError("--bounds: trained on --tasks and measured on other ones; add --held-out TASKS")
     others = [record for record in records if record.label != "harmful"]
     if options.perf == "success" and all(type(environment_for(record)) is AnyAction for record in others):
         raise UserError(

@@ -69,6 +69,7 @@ def check_embedded(model: HookedModel) -> None:
             given = embedded_inputs(model, batch, token_embeddings(model, row.ids[-k:]))
             same = model.hf(**given).logits[:, -1].float()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{model.name}: takes no embeddings in place of tokens ({error}); leave it out") from error
+            kind = type(error).__name__
+            raise UserError(f"{model.name}: takes no embeddings in place of tokens ({kind}); leave it out") from error
     if not torch.allclose(plain, same, atol=1e-3 * float(plain.abs().max())):
         raise UserError(f"{model.name}: reads embeddings otherwise than their tokens; a soft prefix would mislead")
