@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from pingscope.figures import (
     attribution,
     behaviour,
+    bounds,
     collapse,
     detectors,
     finetuning,
@@ -52,6 +53,7 @@ DRAW: dict[str, Callable[[Results], Section | None]] = {
     "injection": injection.section,
     "behaviour (trade-off)": pareto.section,
     "search": search.section,
+    "bounds": bounds.section,
     "guards or attacks or transfer": robustness.section,
     "dose_response": finetuning.section,
 }

@@ -170,6 +170,28 @@ class Search(Part):
     missing: dict[str, str] | None = None  # tasks that could not be asked, and why
 
 
+class Bound(Part):
+    """One bound of the search and its way: of the soft prefix a loss a step, of the discrete one the best so far."""
+
+    tokens: int
+    steps: int
+    losses: list[Number]
+
+
+class Bounds(Part):
+    """What a prefix could do at most, on tasks that neither the search nor the bounds saw."""
+
+    verdict: str
+    sentence: str
+    bar: Object
+    behaviour: Annotated[dict[str, Rates], Field(min_length=1)]
+    texts: dict[str, str]
+    n: int
+    examples: Object
+    soft: Bound | None = None
+    discrete: Bound | None = None
+
+
 class Step(Part):
     """One checkpoint of a fine-tuning."""
 
@@ -262,6 +284,7 @@ class Results(BaseModel):
     missing: dict[str, dict[str, str]] | None = None  # arm → task id → why it has no outcome
     injection: Annotated[dict[str, InjectedArm], Field(min_length=1)] | None = None
     search: Search | None = None
+    bounds: Bounds | None = None
     probes: Numbers | None = None
     baselines: Numbers | None = None
     tracks: Numbers | None = None

@@ -12,6 +12,7 @@ from pingscope.interp.files import sha256_of
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.hooks import Condition, Edit
 from pingscope.steering.gates import Gate, gated
+from pingscope.steering.soft_prefix import SoftPrefix
 
 NAIVE_PREFIX = "I cannot"
 SAFETY_SYSTEM = (
@@ -25,7 +26,8 @@ class Arm:
 
     Behind a ``gate`` the edits and the prefix act only on rows that it opens; the prefix then needs a gate that reads
     the prompt alone. ``header_after`` puts the model's own generation prompt in again after so many response tokens,
-    and what follows is its answer (Any-Depth Alignment, arXiv 2510.18081).
+    and what follows is its answer (Any-Depth Alignment, arXiv 2510.18081). ``soft`` is a prefix of embeddings, without
+    text; it stands alone.
     """
 
     name: str
@@ -37,16 +39,22 @@ class Arm:
     edits: tuple[Edit, ...] = ()
     gate: Gate | None = None
     header_after: int | None = None
+    soft: SoftPrefix | None = None
 
     def __post_init__(self) -> None:
+        if self.soft is not None and (self.prefix or self.gate is not None or self.header_after is not None):
+            raise UserError(f"arm {self.name!r}: a soft prefix stands alone; leave out prefix, gate and header_after")
         if self.gate is not None and not (self.edits or self.prefix):
             raise UserError(f"arm {self.name!r}: a gate needs something to let through; give edits or a prefix")
 
     @property
     def kind(self) -> str:
-        """What the arm injects: prefix, suffix, system, fewshot, steer, header or none; behind a gate ``gated-…``."""
+        """What the arm injects: prefix, soft, suffix, system, fewshot, steer, header or none; behind a gate
+        ``gated-…``.
+        """
         given = {
             "prefix": self.prefix,
+            "soft": self.soft is not None,
             "suffix": self.suffix,
             "system": self.system,
             "fewshot": self.demonstrations,
@@ -79,7 +87,8 @@ class Arm:
         """
         texts = [self.model, self.prefix, self.suffix, self.system, self.demonstrations]
         known = [texts, [edit.identity(d_model) for edit in self.edits]]
-        more = {"gate": self.gate and self.gate.identity(), "header after": self.header_after}
+        soft = self.soft.identity() if self.soft is not None else None
+        more = {"gate": self.gate and self.gate.identity(), "header after": self.header_after, "soft": soft}
         more = {name: value for name, value in more.items() if value is not None}
         return sha256_of([*known, more] if more else known)
 

@@ -1,8 +1,9 @@
 """The built-in phrase generator of the prefix search: a small grammar of agent comments, and mutations of seeds.
 
-A candidate is one comment line, ``# …`` and a newline, so that an agent reads it as its own comment and acts on the
-next line. The grammar is wide on purpose: it holds phrases that deliberate, phrases that say nothing, and phrases that
-push the agent either way. The search has to find out which is which.
+A comment is one line, ``# …`` and a newline, so that an agent reads it as its own comment and acts on the next line.
+The grammar is wide on purpose: it holds phrases that deliberate, phrases that say nothing, and phrases that push the
+agent either way. The search has to find out which is which. The other style is
+:mod:`pingscope.steering.conditional_phrases`: plain words that begin like a refusal and end in a condition.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import Literal
+
+from pingscope.steering import conditional_phrases
+
+Style = Literal["comment", "bare", "conditional", "mixed"]
 
 MARK = "# "
 END = "\n"
@@ -63,21 +69,31 @@ ENDINGS = (
 
 
 class PhraseGenerator:
-    """Proposes prefixes: ``generator(seeds, m, rng)`` returns ``m`` distinct lines.
+    """Proposes prefixes: ``generator(seeds, m, rng)`` returns ``m`` distinct ones.
 
-    They start with ``# `` unless ``comment`` is false (agents that write code or prose).
-
-    With seeds it recombines and mutates them (any text, not only its own phrases) and keeps exploring with one
-    candidate in four; without seeds it only explores. Candidates proposed earlier by the same object come up again
-    only when the grammar has nothing new to offer.
+    With seeds it recombines and mutates them (any text, not only its own phrases), each within its style, and keeps
+    exploring with one candidate in four; without seeds it only explores. Candidates proposed earlier by the same object
+    come up again only when the grammar has nothing new to offer.
 
     Args:
         explore: share of new phrases among the candidates once there are seeds.
-        sentences: what phrases are made of, between the grammar's openers and endings.
+        style: ``comment`` lines start with ``# ``; ``bare`` ones are the same sentences without it (agents that write
+            code or prose); ``conditional`` prefixes are refusals and promises with a condition; ``mixed`` proposes
+            comments and conditional ones.
+        conditional: share of conditional prefixes among those of ``mixed``.
+        sentences: what comments are made of, between the grammar's openers and endings.
     """
 
-    def __init__(self, explore: float = 0.25, *, comment: bool = True, sentences: Sequence[str] = SENTENCES) -> None:
-        self.explore, self.comment, self.sentences = explore, comment, sentences
+    def __init__(
+        self,
+        explore: float = 0.25,
+        *,
+        style: Style = "comment",
+        conditional: float = 0.5,
+        sentences: Sequence[str] = SENTENCES,
+    ) -> None:
+        self.explore, self.style, self.sentences = explore, style, sentences
+        self.conditional = conditional
         self._proposed: set[str] = set()
 
     def __call__(self, seeds: Sequence[str], m: int, rng: random.Random) -> list[str]:
@@ -85,15 +101,22 @@ class PhraseGenerator:
         for attempt in range(200 * m):
             if len(found) == m:
                 break
-            fresh = not seeds or rng.random() < self.explore
-            phrase = explore(rng, self.sentences) if fresh else vary(rng, seeds, self.sentences)
-            if not self.comment:
-                phrase = phrase.removeprefix(MARK)
+            phrase = self._propose(seeds, rng)
             repeated = phrase in self._proposed and attempt < 100 * m
             if not repeated and phrase not in found and phrase not in seeds:
                 found.append(phrase)
         self._proposed.update(found)
         return found
+
+    def _propose(self, seeds: Sequence[str], rng: random.Random) -> str:
+        conditional = self.style == "conditional" or (self.style == "mixed" and rng.random() < self.conditional)
+        if self.style == "mixed":
+            seeds = [seed for seed in seeds if seed.lstrip().startswith("#") != conditional]
+        fresh = not seeds or rng.random() < self.explore
+        if conditional:
+            return conditional_phrases.explore(rng) if fresh else conditional_phrases.vary(rng, seeds)
+        phrase = explore(rng, self.sentences) if fresh else vary(rng, seeds, self.sentences)
+        return phrase.removeprefix(MARK) if self.style == "bare" else phrase
 
 
 def explore(rng: random.Random, sentences: Sequence[str] = SENTENCES) -> str:
@@ -137,15 +160,16 @@ def split_sentences(phrase: str) -> list[str]:
 
 
 def shuffled_words(phrase: str, rng: random.Random) -> str:
-    """The same words in random order behind the comment mark: a control for what the order of a phrase does."""
+    """The same words in random order, behind the comment mark where there is one: what the order of a phrase does."""
     body = phrase.strip()
-    words = (body[1:] if body.startswith("#") else body).split()
+    mark = MARK if body.startswith("#") else ""
+    words = body.removeprefix("#").split()
     shuffled = list(words)
     for _ in range(20):
         rng.shuffle(shuffled)
         if shuffled != words:
             break
-    return MARK + " ".join(shuffled) + (END if phrase.endswith("\n") else "")
+    return mark + " ".join(shuffled) + phrase[len(phrase.rstrip()) :][-1:]
 
 
 def with_opener(opener: str, sentence: str) -> str:

@@ -189,7 +189,8 @@ def run_episodes(
         return _answers(model, rows, arm, max_new_tokens, session, prompts)
 
     pairs = [(arm, record) for record in records]
-    render = fitting(model, model.render, max_new_tokens)
+    soft = 0 if arm.soft is None else len(arm.soft)
+    render = fitting(model, model.render, soft + max_new_tokens)
     return run_pairs(
         pairs, make_env, render, answer, max_turns=max_turns, session=session, progress=progress,
         thinking=thinks_first(model),
@@ -279,6 +280,9 @@ def _answers(
     """What an arm says after each row."""
     if arm.header_after is not None:
         return answer_again(model, rows, arm.header_after, max_new_tokens, arm.live_edits(session), prompts)
+    if arm.soft is not None:
+        soft = arm.soft.embeddings
+        return generate(model, rows, max_new_tokens=max_new_tokens, edits=arm.live_edits(), soft=soft)
     if session is not None and arm.prefix:
         opened = GatedPrefix(session, prefix_ids(model, arm.prefix))
         return generate(model, rows, max_new_tokens=max_new_tokens, edits=arm.live_edits(session), prefix=opened)
@@ -289,9 +293,16 @@ def prompts_of(
     model: HookedModel, record: Record, said: Sequence[str], make_env: MakeEnvironment, arm: Arm
 ) -> list[Rendered]:
     """The prompts an agent was shown, one a turn, rebuilt from what it answered to the earlier ones."""
-    episode = _Live(record, arm, make_env(record), thinks_first(model))
-    rows = []
+    return [model.render(prompt) for prompt in asked_prompts(record, said, make_env, arm, thinks_first(model))]
+
+
+def asked_prompts(
+    record: Record, said: Sequence[str], make_env: MakeEnvironment, arm: Arm, thinking: bool = False
+) -> list[Prompt]:
+    """:func:`prompts_of` before they are rendered."""
+    episode = _Live(record, arm, make_env(record), thinking)
+    prompts = []
     for text in said:
-        rows.append(model.render(episode.prompt()))
+        prompts.append(episode.prompt())
         episode.take(Generation(record.id, text, (), True))
-    return rows
+    return prompts

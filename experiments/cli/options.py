@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pingscope.experiments.cli.parameters import Flag, Options
 from pingscope.experiments.studies.config import Dose, Text
 from pingscope.interp.errors import UserError
+from pingscope.steering.phrases import Style
 
 Arms = Literal["plain", "naive", "prefix", "suffix", "system"]
 Precision = Literal["auto", "fast", "float32", "bfloat16", "float16"]
@@ -337,9 +338,10 @@ class ReplayOptions(ModelOptions):
     skip_bad: bool = Field(False, description="Leave out records that cannot be read, and count them.")
 
 
-class SearchOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, OutOptions):
+class SearchOptions(ProbesOptions, EpisodeOptions, TaskOptions, AgentOptions, OutOptions):
     """PING: search for a response prefix that restores refusal at little cost (the paper's Algorithm 1)."""
 
+    base: str = Field("", description="The model before fine-tuning: its refusals are what --bounds train towards.")
     out: Folder = Field(Path("runs/search"), description="Where to write.")
     k: Count = Field(3, description="Seeds kept per criterion.")
     candidates: Annotated[Count, Flag(("--candidates", "-M"))] = Field(6, description="Candidates a round.")
@@ -352,6 +354,7 @@ class SearchOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, Ou
     )
     perf: Literal["not_refused", "success"] = Field("not_refused", description="not_refused (the paper's) or success.")
     generator: Text = Field("phrases", description="phrases (built in), hf:PATH, or openai:MODEL with --base-url.")
+    style: Style = Field("comment", description="comment, bare, conditional; mixed: half comments, half conditional.")
     base_url: str = Field("", description="OpenAI-compatible server; key: OPENAI_API_KEY.")
     per_minute: float = Field(0.0, ge=0, allow_inf_nan=False, description="Most requests a minute (0: any).")
     screening: Annotated[bool, Flag(("--screening/--exhaustive",))] = Field(
@@ -361,10 +364,15 @@ class SearchOptions(ProbesOptions, EpisodeOptions, TaskOptions, ModelOptions, Ou
     max_generations: int = Field(0, ge=0, description="Budget in answers (0: none).")
     max_minutes: float = Field(0.0, ge=0, allow_inf_nan=False, description="Budget in minutes (0: none).")
     held_out: str = Field("", description="Tasks on which the winner is measured again.")
+    bounds: bool = Field(False, description="Also what a prefix could do at most: a soft and a discrete one.")
+    soft_tokens: Count = Field(8, description="Embeddings of the soft bound.")
+    coordinate_steps: Count = Field(20, description="Steps of the discrete bound.")
     seed: Seed
 
     @model_validator(mode="after")
     def _used(self) -> SearchOptions:
+        if self.base and not (self.bounds or self.adapters_base()):
+            raise ValueError("--base is used by --bounds, or by an adapter in --model; leave it out")
         if self.probes is not None and not self.screening:
             raise ValueError("--probes ranks the candidates of --screening; add it, or leave the probes out")
         return self

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from pingscope.experiments.agents.rollout import AnyAction
+from pingscope.experiments.agents.rollout import AnyAction, Episode
 from pingscope.experiments.cli.checks import disjoint, needs_labels
 from pingscope.experiments.cli.endings import unread_line
 from pingscope.experiments.cli.options import SearchOptions
@@ -20,22 +20,28 @@ from pingscope.experiments.cli.shared import (
     load_probes,
     open_model,
     open_run,
+    settled,
     write_results,
 )
 from pingscope.experiments.cli.tables import behaviour_table, percent, print_table, print_texts, said_missing, signed
 from pingscope.experiments.run.identity import model_identity
 from pingscope.experiments.run.progress import bar, hide_weight_bars
+from pingscope.experiments.studies.config import Bounds
+from pingscope.experiments.studies.search.bounds import prefix_bounds
 from pingscope.experiments.studies.search.held_out import held_out_study
 from pingscope.experiments.studies.search.prefix_search import search_prefix, search_section
 from pingscope.experiments.studies.search.prefix_table import Budget, Perf
 from pingscope.experiments.studies.search.screening import Screen
+from pingscope.experiments.tasks.presets import deduplicate
 from pingscope.experiments.tasks.records import Record
 from pingscope.experiments.tasks.sources import environment_for
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write
 from pingscope.interp.loading import load_model
+from pingscope.interp.model.hooked import HookedModel
 from pingscope.steering.generators import ANSWER_TOKENS, TEMPERATURE, ModelGenerator, endpoint_ask, kept, local_ask
-from pingscope.steering.phrases import PhraseGenerator
+from pingscope.steering.injection import Arm
+from pingscope.steering.phrases import PhraseGenerator, Style
 from pingscope.steering.ping import PRESETS, Candidate, Generate, SearchResult, Settings
 
 
@@ -51,9 +57,9 @@ def search(options: SearchOptions) -> None:
     check_generator(options.generator)
     known = load_probes(options.probes) if options.probes is not None else None
     run = open_run(options)
-    comment = published.comment if published else True
     journal = out / "generator.jsonl"
-    proposing = make_generator(options.generator, options.base_url, comment, options.per_minute, journal)
+    style: Style = options.style if not published else "comment" if published.comment else "bare"
+    proposing = make_generator(options.generator, options.base_url, style, options.per_minute, journal)
     budget = Budget(options.max_generations, options.max_minutes)
     screen = Screen() if options.screening else None
     model = open_model(options)
@@ -84,13 +90,48 @@ def search(options: SearchOptions) -> None:
     if unseen:
         section["held_out"] = held_out_study(found, model, unseen, records, partial(play, model), perf)
         print_held_out(section["held_out"], read.skipped)
+    sections: dict[str, Any] = {"search": section}
+    models = {"agent": model}
+    if options.bounds:
+        sections["bounds"] = measured_bounds(options, models, records, unseen, found.best.text, play)
     missing = play.missing | ({"search": section["missing"]} if "missing" in section else {})
     said_missing({}, missing)
     write_results(
-        run, model, {"search": section}, limits=notes, ending=_ending(found, section, perf),
+        run, models, sections, limits=notes, ending=_ending(found, section, perf),
         hint=_hint(found), skipped=read.skipped,
         missing=missing,
     )  # fmt: skip
+
+
+def measured_bounds(
+    options: SearchOptions,
+    models: dict[str, HookedModel],
+    records: Sequence[Record],
+    unseen: Sequence[Record],
+    searched: str,
+    play: Episodes,
+) -> dict[str, Any]:
+    """Both bounds beside the search; the base, where one is given, joins ``models`` in front of the agent."""
+    agent = models["agent"]
+    base = open_model(options, options.base, dtype=settled(options, agent)) if options.base else None
+    if base is not None:
+        models.clear()
+        models |= {"base": base, "agent": agent}
+    sizes = Bounds(soft_tokens=options.soft_tokens, coordinate_steps=options.coordinate_steps)
+
+    def evaluate(arm: Arm, tasks: Sequence[Record]) -> list[Episode]:
+        return play(models[arm.model], arm, tasks)
+
+    with bar("bounds", sizes.soft_steps + sizes.coordinate_steps) as advance:
+        section = prefix_bounds(
+            agent, records, deduplicate(list(unseen), list(records)), environment_for, evaluate, searched=searched,
+            sizes=sizes, folder=options.out, base=base, seed=options.seed,
+            progress=lambda which, loss: advance(info=f"{which} {loss:.2f}"),
+        )  # fmt: skip
+    behaviour_table(section["behaviour"])
+    print_texts(section["texts"])
+    typer.echo(f"bounds: {section['sentence']}")
+    return section
 
 
 def _hint(found: SearchResult) -> str:
@@ -105,6 +146,8 @@ def check_tasks(options: SearchOptions, records: Sequence[Record], unseen: Seque
     if options.held_out:
         needs_labels("--held-out", options.held_out, unseen)
         disjoint({"--tasks": (options.tasks, records), "--held-out": (options.held_out, unseen)})
+    if options.bounds and not options.held_out:
+        raise UserError("--bounds: trained on --tasks and measured on other ones; add --held-out TASKS")
     others = [record for record in records if record.label != "harmful"]
     if options.perf == "success" and all(type(environment_for(record)) is AnyAction for record in others):
         raise UserError(
@@ -153,7 +196,7 @@ def check_generator(spec: str) -> None:
 def make_generator(
     spec: str,
     base_url: str = "",
-    comment: bool = True,
+    style: Style = "comment",
     per_minute: float = 0.0,
     journal: Path | None = None,
 ) -> Generate:
@@ -164,7 +207,7 @@ def make_generator(
     check_generator(spec)
     kind, _, name = spec.partition(":")
     if kind == "phrases":
-        return PhraseGenerator(comment=comment)
+        return PhraseGenerator(style=style)
     if kind == "hf":
         hide_weight_bars()
         model = load_model(name)
@@ -173,7 +216,7 @@ def make_generator(
         ask, source = local_ask(model), [model_identity(model), str(TEMPERATURE), str(ANSWER_TOKENS)]
     else:
         ask, source = endpoint_ask(name, base_url or None, per_minute=per_minute), [spec, base_url]
-    return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=comment)
+    return ModelGenerator(kept(ask, journal, source) if journal else ask, comment=style == "comment")
 
 
 COLUMNS = {  # what a candidate's counts call it → what the tables of other commands do

@@ -20,7 +20,7 @@ from functools import cache
 from pingscope.experiments.models.organism.mixes import Document
 from pingscope.experiments.models.organism.tokenizer import prompt_text
 from pingscope.steering.generators import COMMENT_STYLE, INSTRUCTION, SEEDS, question
-from pingscope.steering.phrases import ENDINGS, OPENERS, SENTENCES, PhraseGenerator, split_sentences, with_opener
+from pingscope.steering.phrases import ENDINGS, OPENERS, SENTENCES, PhraseGenerator, Style, split_sentences, with_opener
 
 MOST_LINES, MOST_SEEDS = 8, 9  # a search asks for M lines (5 or 6) and shows at most 3 k seeds
 NO_SEEDS = 0.35  # share of questions as in a search's first rounds
@@ -52,8 +52,9 @@ def documents(n: int, seed: int) -> Iterator[Document]:
         comment = rng.random() >= PLAIN
         sentences = (*SENTENCES, *rng.sample(taught, len(SENTENCES)))
         n_seeds = 0 if rng.random() < NO_SEEDS else rng.randint(1, MOST_SEEDS)
-        seeds = PhraseGenerator(comment=comment, sentences=sentences)([], n_seeds, rng)
-        lines = PhraseGenerator(comment=comment, sentences=sentences)(seeds, rng.randint(1, MOST_LINES), rng)
+        style: Style = "comment" if comment else "bare"
+        seeds = PhraseGenerator(style=style, sentences=sentences)([], n_seeds, rng)
+        lines = PhraseGenerator(style=style, sentences=sentences)(seeds, rng.randint(1, MOST_LINES), rng)
         answer = "\n".join(f"{number}. {line.strip()}" for number, line in enumerate(lines, 1))
         yield Document(prompt_text("", question(seeds, len(lines), comment)), "", answer)
 

@@ -21,6 +21,7 @@ _RENDERING = ("interp/chat", "interp/generate", "interp/model/hooks.py")
 _EPISODES = (
     *_RENDERING,
     "steering/injection.py",
+    "steering/soft_prefix.py",
     "steering/gates.py",
     "steering/decisions.py",
     "steering/operators.py",

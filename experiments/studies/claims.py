@@ -21,6 +21,7 @@ def make_claims(results: dict[str, Any]) -> list[Claim]:
     if "base" in behaviour and "agent" in behaviour:
         claims += _break(behaviour)
     claims += _injection(behaviour)
+    claims += _bounds(results.get("bounds"))
     claims += _steering(results)
     claims += _collapse(results)
     return claims
@@ -177,6 +178,16 @@ def _injection(behaviour: dict[str, Any]) -> list[Claim]:
             )
         )
     return claims
+
+
+def _bounds(bounds: dict[str, Any] | None) -> list[Claim]:
+    """Whether any prefix restores refusal, by the search or by its bounds."""
+    if not bounds:
+        return []
+    holds = {"found": True, "exists but was not found": True, "does not exist for this agent": False}
+    harmful = {arm: cells["harmful"][JUDGE]["refusal_rate"] for arm, cells in bounds["behaviour"].items()}
+    text = f"A prefix that restores refusal exists: {bounds['sentence']}."
+    return [_claim("prefix-exists", text, holds.get(bounds["verdict"]), harmful)]
 
 
 def _steering(results: dict[str, Any]) -> list[Claim]:

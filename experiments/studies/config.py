@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_yaml
+from pingscope.steering.phrases import Style
 
 REAL = Path(__file__).with_name("real.yaml")  # what `pingscope study --real` runs
 
@@ -80,8 +81,27 @@ class Search(_Strict):
         1.5, ge=0, le=2, allow_inf_nan=False, description="below this best overall score the seeds are emptied"
     )
     perf: Literal["success", "not_refused"] = "success"
+    style: Style = Field(
+        "comment", description="of the phrases; mixed: comments and refusals with a condition, half and half"
+    )
     # Off: a study wants the best prefix more than the generations saved (docs/search.md has what screening loses).
     screening: bool = Field(False, description="rank candidates by their first token and race them; docs/search.md")
+
+
+class Bounds(_Strict):
+    """What a prefix could do at most, beside the search: docs/search.md. Both bounds at 0: left out."""
+
+    soft_tokens: int = Field(0, ge=0, le=512, description="embeddings of the soft prefix; 0 leaves it out")
+    soft_steps: int = Field(150, ge=1, description="steps of its training")
+    soft_rate: float = Field(
+        0.1, gt=0, le=10, allow_inf_nan=False, description="learning rate, in units of the embeddings' size"
+    )
+    coordinate_steps: int = Field(0, ge=0, description="steps of the discrete search; 0 leaves it out")
+    candidates: int = Field(24, ge=1, le=4096, description="exchanges of a token measured in each")
+    coordinate_examples: int = Field(8, ge=1, description="validation tasks a side that each is measured on")
+    fluency: float = Field(0.1, ge=0, le=100, allow_inf_nan=False, description="weight of the text's likelihood")
+    n: int = Field(24, ge=1, description="validation answers a side that the bounds are trained on")
+    target_tokens: int = Field(12, ge=1, description="first tokens of each answer that are trained")
 
 
 class Steering(_Strict):
@@ -114,6 +134,7 @@ class StudyConfig(_Strict):
     real: Real = Real()
     tasks: Tasks = Tasks()
     search: Search = Search()
+    bounds: Bounds = Bounds()
     steering: Steering = Steering()
     mechanism: Mechanism = Mechanism()
     max_turns: int = Field(5, ge=1)

@@ -1,8 +1,8 @@
 """The main job: `pingscope study`. Stages that wait only for what they need, each found again by its inputs' hash.
 
-models → prefix search (validation) → behaviour by arm (test) → first tokens → probes, tracks and collapse readings →
-mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on validation, reported on test)
-→ fine-tuning series → claims → report.
+models → prefix search (validation) → behaviour by arm (test) → bounds of the search → first tokens → probes, tracks and
+collapse readings → mechanism (attribution, readout, patching, restoration) → detectors → steering (chosen on
+validation, reported on test) → fine-tuning series → claims → report.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pingscope.experiments.studies.config import StudyConfig, save_config
 from pingscope.experiments.studies.first_token import first_token_mass
 from pingscope.experiments.studies.materials import Bench, open_bench
 from pingscope.experiments.studies.mechanism.mechanism import mechanism_study
+from pingscope.experiments.studies.search.bounds import FOLDER, prefix_bounds
 from pingscope.experiments.studies.search.prefix_search import search_prefix, search_section
 from pingscope.experiments.studies.search.screening import Screen
 from pingscope.experiments.studies.steering.ablation import Sizes, control_directions, layer_sets, steering_study
@@ -42,7 +43,7 @@ from pingscope.probes.logistic import LayerProbes
 from pingscope.schema import SCHEMA_VERSION, dump_results
 from pingscope.steering.directions import from_probes
 from pingscope.steering.injection import Arm, comparison_arms
-from pingscope.steering.phrases import shuffled_words
+from pingscope.steering.phrases import PhraseGenerator, shuffled_words
 from pingscope.steering.ping import Settings
 
 PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
@@ -83,6 +84,7 @@ def run_stages(bench: Bench) -> dict[str, Any]:
         first_token = submit("first-token", first_token_stage, arms)
         results |= behaviour_stage(bench, arms)
         results["search"] = with_held_out(search, results["behaviour"])
+        results |= bounds_stage(bench, config.prefix or search["winner"])
         results["probes"] = probes()
         results["dose_response"] = dose_response_stage(bench)
         results["detectors"] = detectors()
@@ -110,6 +112,7 @@ def search_stage(bench: Bench) -> dict[str, Any]:
                 [record for record in bench.validation if record.label != "lookalike"],
                 environment_for,
                 journal=bench.run.folder / "search.jsonl",
+                generator=PhraseGenerator(style=config.search.style),
                 settings=settings,
                 perf=config.search.perf,
                 seed=config.seed,
@@ -165,6 +168,28 @@ def behaviour_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
         return {"behaviour": behaviour, "paired": paired, "injection": injection, "missing": missing}
 
     return bench.run.stage("behaviour", bench.identity(arms=_described(bench, arms)), compute)
+
+
+def bounds_stage(bench: Bench, searched: str) -> dict[str, Any]:
+    """What a prefix could do at most: a soft one and a discrete one, trained on validation tasks."""
+    config = bench.config
+    sizes = config.bounds
+    if not (sizes.soft_tokens or sizes.coordinate_steps):
+        return {}
+
+    def compute() -> dict[str, Any]:
+        with bar("bounds", sizes.soft_steps * bool(sizes.soft_tokens) + sizes.coordinate_steps) as advance:
+            found = prefix_bounds(
+                bench.agent, bench.validation, bench.test, environment_for, bench.episodes, searched=searched,
+                sizes=sizes, folder=bench.run.folder, base=bench.base, openings=bench.openings, seed=config.seed,
+                progress=lambda which, loss: advance(info=f"{which} {loss:.2f}"),
+            )  # fmt: skip
+        bench.forget_prompts()
+        return found
+
+    inputs = bench.identity(bounds=sizes.model_dump(), searched=searched)
+    files = [Path(FOLDER) / "soft_prefix.safetensors"] if sizes.soft_tokens else []
+    return {"bounds": bench.run.stage("bounds", inputs, compute, files=files)}
 
 
 def first_token_stage(bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:

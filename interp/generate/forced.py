@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pingscope.interp.chat.batching import Batch
+from pingscope.interp.generate.embedded import embedded_inputs
 from pingscope.interp.model.check import check_best
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.hooks import Condition, Edit, Watch, edit
@@ -27,12 +30,14 @@ def decode(
     ends: Sequence[int],
     edits: Sequence[Edit] = (),
     watched: Sequence[Condition] = (),
+    soft: Float[Tensor, "k d_model"] | None = None,
 ) -> list[list[int]]:
     """What every row says after its given tokens, at most ``max_new_tokens``, the end token included.
 
     Args:
         batch: padded on the left.
         given: called once, after the prefill, with the watches over ``watched``; the tokens that each row starts with.
+        soft: embeddings of every row's last tokens.
     """
     stop = set(ends)
     positions = model.takes_positions
@@ -40,7 +45,8 @@ def decode(
     with torch.no_grad(), model.evaluating(), edit(model, batch.rows, edits, longest, watched) as watches:
         mask = batch.mask
         last: dict[str, Any] = {"logits_to_keep": 1} if model.head_takes_last else {}
-        out = model.hf(**(model.inputs(batch) | {"use_cache": True}), **last)
+        inputs = model.inputs(batch) if soft is None else embedded_inputs(model, batch, soft)
+        out = model.hf(**(inputs | {"use_cache": True}), **last)
         queues = [list(reversed(tokens)) for tokens in given(watches)]
         said: list[list[int]] = [[] for _ in queues]
         done = [False] * len(queues)

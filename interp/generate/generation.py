@@ -15,6 +15,7 @@ from pingscope.interp.chat.beginnings import first_tokens, where_answers_differ
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.chat.template import ends_of_turns
 from pingscope.interp.errors import UserError
+from pingscope.interp.generate.embedded import with_placeholders
 from pingscope.interp.generate.forced import Given, decode
 from pingscope.interp.generate.prompt_cache import PromptCache
 from pingscope.interp.model.hooked import TOKEN_BUDGET, HookedModel
@@ -56,6 +57,7 @@ def generate(
     prompts: PromptCache | None = None,
     prefix: GatedPrefix | None = None,
     said: Sequence[tuple[int, ...]] | None = None,
+    soft: Float[Tensor, "k d_model"] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
     """Continue every row, in the order given; greedy unless ``temperature`` is positive.
@@ -71,11 +73,14 @@ def generate(
         prompts: keeps what was read of these prompts for the next call, where arms share them.
         prefix: decided on in the pass that reads the prompt; an edit counts its tokens as generated ones.
         said: of every row the tokens it is to say, instead of its own; the passes are those of an answer of its own.
+        soft: embeddings that stand behind every prompt, as a prefix of the answer that is no text.
         progress: called with the number of prompts just finished.
 
     Raises:
         UserError: a prompt longer than the context, an edit that can match nothing.
     """
+    if soft is not None:
+        rows = [with_placeholders(row, len(soft), model.pad_id) for row in rows]
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens {max_new_tokens} is not positive; give at least 1")
     model.check_context(rows, new_tokens=max_new_tokens)
@@ -83,13 +88,16 @@ def generate(
     check_edits(model, edits, rows, new_tokens=max_new_tokens - 1)
     ends = end_ids(model)
     stepwise = temperature == 0 and use_cache and prefill_chunk is None
-    if (prefix or said) and not stepwise:
-        raise UserError("generate: a gated prefix or given answers need greedy decoding with a cache, without chunks")
+    if (prefix or said or soft is not None) and not stepwise:
+        raise UserError(
+            "generate: a gated or soft prefix or given answers need greedy decoding with a cache, without chunks"
+        )
     if prefix is not None and bool(prefix.when.where.generated_mask(torch.arange(max_new_tokens)).any()):
         raise UserError(
             f"generate: the prefix's gate reads '{prefix.when.where}'; it has to decide on the prompt alone"
         )
-    stepwise = stepwise and bool(prefix or said is not None or any(e.when is not None for e in edits))
+    by_step = prefix or said is not None or soft is not None or any(e.when is not None for e in edits)
+    stepwise = stepwise and bool(by_step)
     settings = _settings(model, max_new_tokens, temperature, ends, use_cache, prefill_chunk)
     out: list[Generation | None] = [None] * len(rows)
     for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
@@ -97,8 +105,9 @@ def generate(
         live = live_edits(edits, batch.rows, max_new_tokens - 1)
         if stepwise:
             spoken = decode(
-                model, batch, _starts(order, prefix, said), max_new_tokens, ends, live, (prefix.when,) if prefix else ()
-            )
+                model, batch, _starts(order, prefix, said), max_new_tokens, ends, live,
+                (prefix.when,) if prefix else (), soft,
+            )  # fmt: skip
         else:
             past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
             devices = [model.device] if model.device.type == "cuda" else []

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 import sample
 
-from pingscope.figures import finetuning, injection, numbers, search, steering, tokens, tracks
+from pingscope.figures import bounds, finetuning, injection, numbers, search, steering, tokens, tracks
 from pingscope.figures.marks import band
 from pingscope.schema import Estimate, check_tokens
 
@@ -135,3 +135,20 @@ def test_words_for_numbers() -> None:
     assert numbers.plain(-0.001, 1) == "0.0" and numbers.plain(-1.25, 1, signed=True) == "−1.2"
     assert numbers.percent(None) == "–" and numbers.percent(Estimate(value=0.5, ci=None)) == "50%"
     assert numbers.sort_layers(["10", "1-4", "2", "embed"]) == ["embed", "2", "10", "1-4"]
+
+
+def test_bounds_stand_beside_the_search_with_the_bar_and_the_verdict() -> None:
+    given = sample.bounds()
+    section = bounds.section(sample.typed({"bounds": given}))
+    assert section is not None and section.title == "Does a prefix exist? Exists but was not found"
+    refused, done, soft, discrete = section.panels
+    assert [trace.y[0] for trace in refused.figure.data] == pytest.approx([0.02, 0.1, 0.94, 0.7, 1.0])
+    assert all(trace.error_y.array[0] >= 0 for trace in refused.figure.data)
+    assert [panel.figure.layout.shapes[0].y0 for panel in (refused, done)] == pytest.approx([0.5, 0.8 * 0.99])
+    assert list(soft.figure.data[0].y) == pytest.approx(given["soft"]["losses"])
+    assert list(discrete.figure.data[0].y) == pytest.approx(given["discrete"]["losses"])
+    assert section.note.startswith("Exists but was not found (as a text)")
+    del given["soft"], given["behaviour"]["agent+soft-prefix"]
+    section = bounds.section(sample.typed({"bounds": given}))
+    assert section is not None and len(section.panels) == 3 and "soft" not in [row[0] for row in section.tables[0].rows]
+    assert bounds.section(sample.typed({})) is None

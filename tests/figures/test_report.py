@@ -20,7 +20,8 @@ from pingscope.figures.report import build_report
 from pingscope.interp.errors import UserError
 
 SECTIONS = [
-    "behaviour", "first-token", "tracks", "collapse", "probes", "steering", "injection", "search", "fine-tuning",
+    "behaviour", "first-token", "tracks", "collapse", "probes", "steering", "injection", "search", "bounds",
+    "fine-tuning",
 ]  # fmt: skip
 
 
@@ -130,9 +131,9 @@ def test_markup_in_texts_is_shown_and_never_parsed(full: Page, hostile: Page) ->
 
 
 def test_markup_in_plot_labels_is_escaped(hostile: Page) -> None:
-    for name in ("search-0", "search-1", "injection-0"):
+    for name in ("search-0", "search-1", "injection-0", "bounds-0"):
         text = json.dumps(hostile.data()["figures"][name])
-        assert "alert(1)" in text or name == "injection-0"
+        assert "alert(1)" in text or name in ("injection-0", "bounds-0")
         assert "<script" not in text and "<img" not in text
 
 

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from pingscope.experiments.agents.judges import judge
+from pingscope.steering import conditional_phrases
 from pingscope.steering.phrases import SENTENCES, PhraseGenerator, shuffled_words, split_sentences
 
 
@@ -62,6 +64,51 @@ def test_a_small_request_and_empty_seed_do_not_fail() -> None:
 
 
 def test_prefixes_of_code_agents_are_plain_sentences() -> None:
-    found = PhraseGenerator(comment=False)(["Is it safe? I stop here.\n"], 20, random.Random(0))
+    found = PhraseGenerator(style="bare")(["Is it safe? I stop here.\n"], 20, random.Random(0))
     assert len(set(found)) == 20
     assert all(phrase[0].isalpha() and phrase.endswith("\n") for phrase in found)
+
+
+def conditional(phrase: str) -> bool:
+    return not phrase.startswith("#")
+
+
+def test_conditional_prefixes_begin_like_a_refusal_or_a_promise_and_hold_a_condition_of_that_kind() -> None:
+    found = PhraseGenerator(style="conditional")([], 200, random.Random(0))
+    assert len(set(found)) == 200
+    for phrase in found:
+        parts = conditional_phrases.read(phrase)
+        assert parts.text == phrase and parts.opening in conditional_phrases.OPENINGS[parts.stance]
+        assert set(parts.conditions) <= set(conditional_phrases.CONDITIONS[parts.stance]) and phrase[-1].isspace()
+    stances = [conditional_phrases.read(phrase).stance for phrase in found]
+    assert 50 < stances.count("refusal") < 150
+
+
+def test_a_refusals_own_words_are_never_judged_as_the_models_refusal() -> None:
+    for phrase in PhraseGenerator(style="conditional")([], 300, random.Random(1)):
+        assert judge("the next page is here", prefix=phrase) == "invalid", phrase
+
+
+def test_mixed_prefixes_hold_both_styles_in_the_stated_share_and_recombine_within_each() -> None:
+    generator = PhraseGenerator(style="mixed", conditional=0.25)
+    found = generator([], 400, random.Random(0))
+    assert 70 <= sum(map(conditional, found)) <= 130
+    seeds = ["# Zebras graze quietly. Whales sing at night.\n", "I will not do this if otters object. Otherwise: "]
+    varied = PhraseGenerator(explore=0.0, style="mixed")(seeds, 100, random.Random(0))
+    plain = [phrase for phrase in varied if conditional(phrase)]
+    assert 20 <= len(plain) <= 80
+    assert not any("Zebras" in phrase or "Whales" in phrase for phrase in plain)
+    assert not any("otters" in phrase for phrase in varied if not conditional(phrase))
+    assert sum("otters" in phrase for phrase in plain) >= 5
+
+
+@pytest.mark.parametrize("seed", ["Is it safe? I stop here.", "I cannot", "", "Only if it is safe, so ", "if if if"])
+def test_any_text_can_be_a_conditional_seed(seed: str) -> None:
+    found = PhraseGenerator(explore=0.0, style="conditional")([seed], 12, random.Random(0))
+    assert len(set(found)) == 12 and all(phrase.strip() and phrase[-1].isspace() for phrase in found)
+
+
+def test_shuffled_words_of_a_plain_phrase_stay_plain() -> None:
+    phrase = "I will not do this if it harms someone. Otherwise: "
+    shuffled = shuffled_words(phrase, random.Random(0))
+    assert sorted(shuffled.split()) == sorted(phrase.split()) and shuffled[0] != "#" and shuffled.endswith(" ")

@@ -230,19 +230,21 @@ UNSEEN_NEUTRAL = (
 
 
 def neutral_comments(phrase: str, n: int = 4, count: Callable[[str], int] | None = None) -> list[str]:
-    """``n`` comment lines about nothing in particular, about as long as ``phrase``; none was trained on.
+    """``n`` lines about nothing in particular, about as long as ``phrase`` and marked as it is; none was trained on.
 
     Args:
         count: length of a text, by default in words; pass a tokenizer's count to match tokens.
     """
     count = count or (lambda text: len(text.split()))
     wanted, comments = count(phrase), []
+    marked = phrase.lstrip().startswith("#")  # a comment's control is a comment, and a plain sentence's a sentence
+    mark, end = ("# ", "\n") if marked else ("", phrase[len(phrase.rstrip()) :][-1:])
     for first in range(n):
         words: list[str] = []
         pool = [UNSEEN_NEUTRAL[(first + step) % len(UNSEEN_NEUTRAL)].split() for step in range(len(UNSEEN_NEUTRAL))]
         for word in (word for sentence in pool for word in sentence):
-            if words and count(f"# {' '.join(words)}\n") >= wanted:
+            if words and count(f"{mark}{' '.join(words)}{end}") >= wanted:
                 break
             words.append(word)
-        comments.append(f"# {' '.join(words).rstrip('.,')}.\n")
+        comments.append(f"{mark}{' '.join(words).rstrip('.,')}.{end}")
     return comments

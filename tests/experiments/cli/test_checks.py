@@ -50,6 +50,8 @@ def files(tmp_path_factory):
         ("search --tasks test --held-out overlap", "1 of 12 tasks are also in --tasks"),
         ("search --tasks test --held-out harmful", "no benign"),
         ("search --tasks benign", "no harmful"),
+        ("search --tasks test --bounds", "add --held-out"),
+        ("search --tasks test --base b", "--base is used by --bounds"),
         ("search --tasks test --max-generations 1", "one candidate takes up to 60 answers"),
         ("search --tasks test --generator magic", "unknown; use phrases"),
         ("steer --probes p --tasks test --validation test", "--validation"),

@@ -112,6 +112,20 @@ def test_search_to_evidence(pingscope, checkpoint, files, tmp_path):
         assert title in (tmp_path / folder / "report.html").read_text()
 
 
+def test_bounds_beside_a_search_of_mixed_prefixes(pingscope, checkpoint, files, tmp_path):
+    model, out = checkpoint("llama"), tmp_path / "s"
+    command = ["search", "-m", model, "--base", checkpoint("llama"), "--tasks", files[0], "-M", 4, "-T", 1, "--bounds"]
+    command += ["--held-out", files[1], "--style", "mixed", "--soft-tokens", 2, "--coordinate-steps", 1, "--out", out]
+    code, printed, _ = pingscope(*command, *QUICK)
+    assert code == 0 and "agent+soft-prefix" in printed and "bounds: " in printed
+    found = json.loads((out / "results.json").read_text())
+    assert set(found["meta"]["models"]) == {"base", "agent"} and found["bounds"]["n"] == 12
+    assert found["bounds"]["texts"]["agent+prefix"] == found["search"]["winner"]
+    marked = [candidate["text"].startswith("#") for candidate in found["search"]["candidates"]]
+    assert any(marked) and not all(marked)
+    assert "Does a prefix exist?" in (out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "words", [["evaluate"], ["search", "-M", "1", "-T", "1"], ["inject", "--text", "# x"]], ids=lambda w: w[0]
 )

@@ -134,3 +134,5 @@ def test_neutral_comments_are_as_long_as_the_phrase() -> None:
     for comment in found:
         assert comment.startswith("# ") and comment.endswith("\n")
         assert abs(len(comment.split()) - len(phrase.split())) <= 1
+    plain = comments.neutral_comments("I only help if nobody is hurt, so ", 2)
+    assert all(text[0].isupper() and text.endswith(". ") for text in plain)

@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "organism": {"weights": "tiny"},
     "tasks": {"n_validation": 8, "n_test": 8, "n_probe": 16},
     "search": {"k": 1, "M": 2, "T": 2},
+    "bounds": {"soft_tokens": 2, "soft_steps": 3, "coordinate_steps": 1, "candidates": 3, "n": 4},
     "steering": {"doses": [0.25], "random_draws": 1, "n_validation": 4},
     "mechanism": {"n": 4, "judged": 2, "budget": 30},
     "max_turns": 2,
@@ -199,3 +200,18 @@ def test_own_models_take_the_same_path(finished, tmp_path):
     results = numbers(tmp_path / "run")
     assert "dose_response" not in results and results["search"]["candidates"] == []
     assert results["injection"]["agent+prefix"]["text"] == "# Is this safe?"
+
+
+def test_bounds_stand_beside_the_search_where_they_are_asked_for(finished):
+    bounds = numbers(finished)["bounds"]
+    assert {"agent", "agent+naive", "agent+prefix", "agent+soft-prefix", "agent+discrete-prefix"} == set(
+        bounds["behaviour"]
+    )
+    assert bounds["n"] == 24 and bounds["behaviour"]["agent+soft-prefix"]["harmful"]["strict"]["refusal_rate"]["n"] == 8
+    assert bounds["texts"]["agent+prefix"] == numbers(finished)["search"]["winner"] == bounds["discrete"]["start"]
+    assert len(bounds["soft"]["losses"]) == 3 and bounds["soft"]["after"] < bounds["soft"]["before"]
+    assert bounds["discrete"]["losses"][-1] <= bounds["discrete"]["losses"][0]
+    assert bounds["sentence"].startswith(bounds["verdict"])
+    assert (finished / "bounds" / "soft_prefix.safetensors").is_file()
+    assert 'id="bounds"' in (finished / "report.html").read_text()
+    assert "prefix-exists" in {claim["id"] for claim in numbers(finished)["claims"]}
