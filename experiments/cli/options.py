@@ -147,11 +147,15 @@ class OutOptions(Options):
     overwrite: bool = Field(False, description="Replace results of other options in --out.")
 
 
+NO_COMMENTS = "A base that was never shown a comment, otherwise the same: to see what a prefix does then"
+
+
 class OrganismOptions(Options):
     """Train the model organism: an aligned base and a fine-tuned agent, as two Hugging Face folders."""
 
     out: Folder = Field(Path("runs/organism"), description="Where to write.")
     seed: Seed
+    no_comments: bool = Field(False, description=f"{NO_COMMENTS}.")
 
 
 class FetchOptions(Options):
@@ -432,6 +436,7 @@ class StudyOptions(Options):
     overwrite: bool = Field(False, description="Replace results of another config in --out.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Overrides the config's seed.")
     train: bool = Field(False, description="Train the model organism anew from the seed; default: the shipped weights.")
+    no_comments: bool = Field(False, description=f"{NO_COMMENTS}; trains it anew.")
 
 
 class ReportOptions(Options):

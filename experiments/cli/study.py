@@ -18,10 +18,14 @@ def study(options: StudyOptions) -> None:
     loaded = load_config(options.config)
     if options.seed is not None:
         loaded = loaded.model_copy(update={"seed": options.seed})
-    if options.train:
+    if options.train or options.no_comments:
         if loaded.models.base:
-            raise UserError(f"--train: trains the model organism, but {options.config} names models; leave it out")
-        loaded = loaded.model_copy(update={"organism": Organism(weights="trained")})
+            flag = "--train" if options.train else "--no-comments"
+            raise UserError(f"{flag}: trains the model organism, but {options.config} names models; leave it out")
+        asked = loaded.organism
+        weights = "trained" if options.train or asked.weights == "shipped" else asked.weights
+        organism = Organism(weights=weights, comments=asked.comments and not options.no_comments)
+        loaded = loaded.model_copy(update={"organism": organism})
     safe_out(options)
     keeps_results(loaded, options)
     page = run_study(loaded, options.out)
