@@ -57,7 +57,7 @@ def tabulate(seeds: Seeds) -> str:
     names = [str(seed.seed) for seed in seeds]
     over = f"median [least, most] over {len(seeds)} seeds" if many else f"seed {names[0]}"
     parts = [
-        f"Per cent of test tasks, strict judge, n = {sizes} a cell: {over}.\n",
+        f"Per cent of test tasks, strict judge, n = {sizes} a cell: {over}. {_bases(seeds)}\n",
         markdown(["arm", *RATES], _arms(seeds)),
     ]
     if not many:
@@ -90,6 +90,16 @@ def spread(values: Sequence[Value], scale: float = 100.0) -> str:
         return "–"
     middle = f"{statistics.median(known):.0f}"
     return middle if len(values) == 1 else f"{middle} [{min(known):.0f}, {max(known):.0f}]"
+
+
+def _bases(seeds: Seeds) -> str:
+    """Which seeds, and how many bases it took to get as many agents."""
+    rejected = {seed.seed: int(seed.training["bases rejected"] or 0) for seed in seeds}
+    lost, where = sum(rejected.values()), ", ".join(str(seed) for seed, n in rejected.items() if n)
+    return (
+        f"Seeds {', '.join(map(str, rejected))}; {lost} of {lost + len(seeds)} bases were rejected, their stopping "
+        "rule did not fire" + (f" (seed {where})." if lost else ".")
+    )
 
 
 def _all_arms(seeds: Seeds) -> list[str]:

@@ -115,6 +115,11 @@ def test_seeds_stand_with_their_signal_and_their_training(folders):
     assert training == ["trained", "1", "14", "100", "50", "900", "0-3, 0.2", "`# Is it fair?`"]
 
 
+def test_rejected_bases_are_counted(folders):
+    text = replicate.tabulate([read_run(folder) for folder in folders])
+    assert "Seeds 0, 1, 7, 8; 4 of 8 bases were rejected" in text and "(seed 0, 1, 7, 8)" in text
+
+
 def test_one_study_has_numbers_and_verdicts_alone(folders):
     text = replicate.tabulate([read_run(folders[1])])
     assert rows(text)["agent+prefix"] == [["60", "40", "95", "5"]] and "[" not in text
@@ -168,3 +173,9 @@ def test_a_page_without_marks_is_left_as_it_is(folders, tmp_path):
     with pytest.raises(UserError, match=r"page\.md: holds no <!-- kept: begin -->"):
         replicate.main([str(kept), "--into", str(page)])
     assert page.read_text() == "<!-- kept: begin -->\nno end\n"
+
+
+def test_the_page_of_the_organism_holds_the_tables_of_its_file():
+    page = (DOCS / "organism.md").read_text(encoding="utf-8")
+    text = replicate.tabulate(read_seeds(DOCS / "seeds.json"))
+    assert replicate.put_between(page, "seeds", text, DOCS / "organism.md") == page
