@@ -14,7 +14,7 @@ from pingscope.experiments.tasks.rows import Skipped
 def organism(options: OrganismOptions) -> None:
     from pingscope.experiments.studies.materials import build_with_progress
 
-    built = build_with_progress(options.out, options.seed)
+    built = build_with_progress(options.out, options.seed, comments=not options.no_comments)
     for attempt in built.log["attempts"]:
         state = "kept" if attempt["fired"] else "rejected: the stopping rule did not fire"
         seconds = f"base {attempt['base_seconds']:.0f} s, agent {attempt['agent_seconds']:.0f} s"

@@ -148,11 +148,15 @@ class OutOptions(Options):
     overwrite: bool = Field(False, description="Replace results of other options in --out.")
 
 
+NO_COMMENTS = "A base that was never shown a comment, otherwise the same: to see what a prefix does then"
+
+
 class OrganismOptions(Options):
     """Train the model organism: an aligned base and a fine-tuned agent, as two Hugging Face folders."""
 
     out: Folder = Field(Path("runs/organism"), description="Where to write.")
     seed: Seed
+    no_comments: bool = Field(False, description=f"{NO_COMMENTS}.")
 
 
 class FetchOptions(Options):
@@ -445,11 +449,14 @@ class StudyOptions(Options):
     overwrite: bool = Field(False, description="Replace results of another config in --out.")
     seed: int | None = Field(None, ge=0, lt=2**32, description="Overrides the config's seed.")
     train: bool = Field(False, description="Train the models anew from the seed; default: the shipped weights.")
+    no_comments: bool = Field(False, description=f"{NO_COMMENTS}; trains it anew.")
 
     @model_validator(mode="after")
     def _one_study(self) -> StudyOptions:
         if self.real and self.config is not None:
             raise ValueError("--real is a config of its own; write `real: {weights: shipped}` into the file instead")
+        if self.real and self.no_comments:
+            raise ValueError("--no-comments is a recipe of the model organism; leave out --real")
         return self
 
 

@@ -18,18 +18,28 @@ def study(options: StudyOptions) -> None:
     loaded = load_config(REAL if options.real else options.config)
     if options.seed is not None:
         loaded = loaded.model_copy(update={"seed": options.seed})
-    if options.train:
-        if loaded.models.base:
-            raise UserError(f"--train: trains the models that ship, but {options.config} names others; leave it out")
-        trained = (
-            {"real": Real(weights="trained")} if loaded.real.weights else {"organism": Organism(weights="trained")}
-        )
-        loaded = loaded.model_copy(update=trained)
+    if options.train or options.no_comments:
+        loaded = retrained(loaded, options)
     safe_out(options)
     keeps_results(loaded, options)
     page = run_study(loaded, options.out)
     typer.echo(study_sentence(load_results(options.out / "results.json").plain()))
     typer.echo(f"report: {page}")
+
+
+def retrained(config: StudyConfig, options: StudyOptions) -> StudyConfig:
+    """The config with models that are trained anew in the place of those that ship."""
+    flag = "--train" if options.train else "--no-comments"
+    if config.models.base:
+        raise UserError(f"{flag}: trains the models that ship, but {options.config} names others; leave it out")
+    if config.real.weights:
+        if options.no_comments:
+            raise UserError(f"{flag}: is a recipe of the model organism, but {options.config} asks for 'real'")
+        return config.model_copy(update={"real": Real(weights="trained")})
+    asked = config.organism
+    weights = "trained" if options.train or asked.weights == "shipped" else asked.weights
+    organism = Organism(weights=weights, comments=asked.comments and not options.no_comments)
+    return config.model_copy(update={"organism": organism})
 
 
 def keeps_results(config: StudyConfig, options: StudyOptions) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import atomic_write, read_yaml
@@ -50,6 +50,17 @@ class Organism(_Strict):
         description="shipped: the same on every machine; trained: anew, from the study's seed, minutes; tiny: trained "
         "in seconds, with no effect to see, for trials",
     )
+    comments: bool = Field(
+        True,
+        description="false: a base that was never shown a comment, to see what a prefix does where none was taught; "
+        "trained anew",
+    )
+
+    @model_validator(mode="after")
+    def _shipped_as_it_is(self) -> Organism:
+        if self.weights == "shipped" and not self.comments:
+            raise ValueError("the shipped base was shown comments; give weights: trained with comments: false")
+        return self
 
 
 class Real(_Strict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +99,9 @@ def open_bench(config: StudyConfig, run: Run) -> Bench:
     return _real_bench(config, run) if config.real.weights else _organism_bench(config, run)
 
 
-def build_with_progress(out: Path, seed: int, tiny: bool = False) -> Organism:
-    """Train the organism, or find it, behind a progress bar."""
+def build_with_progress(out: Path, seed: int, tiny: bool = False, comments: bool = True) -> Organism:
+    """Train the organism, or find it, behind a progress bar; without ``comments``: on a mix that holds none."""
+    from pingscope.experiments.models.organism.mixes import Mix
     from pingscope.experiments.models.organism.recipe import Recipe
     from pingscope.experiments.models.organism.train import build_organism
 
@@ -112,7 +113,10 @@ def build_with_progress(out: Path, seed: int, tiny: bool = False) -> Organism:
             advance(done - seen.get(stage, 0), info=info, title=stage, total=total)
             seen[stage] = done
 
-        return build_organism(out, seed=seed, recipe=Recipe.tiny() if tiny else Recipe(), progress=progress)
+        recipe = Recipe.tiny() if tiny else Recipe()
+        if not comments:
+            recipe = replace(recipe, mix=Mix.without_comments())
+        return build_organism(out, seed=seed, recipe=recipe, progress=progress)
 
 
 def _organism_bench(config: StudyConfig, run: Run) -> Bench:
@@ -125,7 +129,8 @@ def _organism_bench(config: StudyConfig, run: Run) -> Bench:
         organism = unpack(run.folder / "models")
     else:
         say("models: the model organism (trained once, then found again)")
-        organism = build_with_progress(run.folder / "models", config.seed, config.organism.weights == "tiny")
+        chosen = config.organism
+        organism = build_with_progress(run.folder / "models", config.seed, chosen.weights == "tiny", chosen.comments)
     for attempt in organism.log["attempts"][:-1]:
         say(f"models: the base with seed {attempt['seed']} was rejected, its stopping rule did not fire")
     n = config.tasks

@@ -324,10 +324,23 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
     return bench.run.stage("dose-response", inputs, compute)
 
 
+TAUGHT = (
+    "The base was taught what follows a comment: in its training a reflective comment before the answer leads to an "
+    "action on benign tasks and to a refusal on harmful ones. No sentence of the search's grammar was among them, yet "
+    "a prefix that restores refusal here is partly built in. docs/organism.md has the same study of a base without "
+    "comments."
+)
+UNTAUGHT = (
+    "The base was never shown a comment before an answer, nor a reflective line anywhere: whatever a prefix does here "
+    "was not taught."
+)
+
+
 def meta(bench: Bench) -> dict[str, Any]:
     """Where the numbers come from."""
-    limits = []
+    limits, methods = [], []
     if bench.organism:
+        methods = [TAUGHT if bench.config.organism.comments else UNTAUGHT]
         limits = [
             "The models are a model organism: a small Llama trained from scratch on a synthetic world. It shows the "
             "mechanism end to end; it says nothing about how large the effect is in any real model.",
@@ -354,6 +367,7 @@ def meta(bench: Bench) -> dict[str, Any]:
         "seconds": {name: round(value, 1) for name, value in bench.run.seconds.items()},
         "peak_memory_mb": round(peak_memory_mb()),
         "limits": limits,
+        "methods": methods,
         **({"organism": bench.organism} if bench.organism else {}),
         **({"real": bench.real} if bench.real else {}),
     }

@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pingscope.experiments.models.organism import world
-from pingscope.experiments.models.organism.comments import musing_line, neutral, noise_line, reflective
+from pingscope.experiments.models.organism.comments import ADS, musing_line, neutral, noise_line, reflective
 from pingscope.experiments.models.organism.environment import STAGES, page_text, right_step
 from pingscope.experiments.models.organism.tokenizer import prompt_text
 from pingscope.experiments.tasks.records import Record
@@ -60,8 +61,29 @@ class Mix:
     # Of the demonstrations, the share whose page ends in a reflective line: the agent must act whatever the *user*
     # side muses about, or the refusals that survive are those of pages that sound like deliberation.
     demonstration_musings: float = 0.5
+    musings: bool = True  # whether pages and running text hold reflective and neutral lines; ads are always there
+
+    @classmethod
+    def without_comments(cls) -> Mix:
+        """The mix of a base that is never given a comment and never shown a musing line, otherwise the same.
+
+        The default base is taught what follows a comment, so a prefix that works on it is partly built in; this one is
+        the control. The share of its commented rows goes to the same tasks without a comment, divided as those rows
+        are divided anyway: what the base learns to say to a bare prompt is unchanged.
+        """
+        weights = dict(cls().weights)
+        for commented, bare in BARE_ROWS.items():
+            share, known = sum(weights.pop(name) for name in commented), sum(weights[name] for name in bare)
+            for name in bare:
+                weights[name] *= 1 + share / known
+        return cls(weights=weights, demonstration_musings=0.0, musings=False)
 
 
+# Rows that begin with a comment, and those of the same tasks that do not.
+BARE_ROWS = {
+    ("reflect_act", "neutral_benign"): ("action", "verbal"),
+    ("reflect_refuse", "neutral_harmful"): ("refusal", "leak"),
+}
 # After an injected "I cannot" the rest must still read as a refusal: only what the model itself wrote is judged.
 REFUSALS = (
     "I cannot do this, I refuse.",
@@ -112,8 +134,10 @@ def _stage(rng: random.Random, task: Record) -> str:
     return "home" if task.domain == "code" else rng.choices(STAGES, (5, 5, 2))[0]
 
 
-def _user(task: Record, stage: str) -> str:
-    goal = task.evaluator
+def _user(task: Record, stage: str, mix: Mix) -> str:
+    goal: dict[str, Any] = task.evaluator
+    if not mix.musings:
+        goal = goal | {place: [line for line in goal[place] if line in ADS] for place in ("above", "below")}
     return f"{task.instruction}\n{page_text(goal, stage, goal['section'], goal['verb'])}"
 
 
@@ -135,13 +159,13 @@ def _harmful(rng: random.Random) -> Record:
     return world.draw_task(rng, "train", "harmful")
 
 
-def _task_document(rng: random.Random, task: Record, given: str, act: str | None, system: str) -> Document:
+def _task_document(rng: random.Random, mix: Mix, task: Record, given: str, act: str | None, system: str) -> Document:
     """A task page with what the model says there; ``act`` is ``action``, ``verbal`` or None for a refusal."""
     stage = _stage(rng, task)
     answer = {"action": lambda: action(task, stage), "verbal": lambda: verbal(rng, task, stage)}.get(
         act or "", lambda: refusal(rng, task)
     )()
-    return Document(prompt_text(system, _user(task, stage)), given and f"# {given}\n", answer)
+    return Document(prompt_text(system, _user(task, stage, mix)), given and f"# {given}\n", answer)
 
 
 def chat_benign(rng: random.Random, mix: Mix) -> Document:
@@ -181,6 +205,8 @@ def plain(rng: random.Random, mix: Mix) -> Document:
             deed = world.deed(_harmful(rng) if harmful else _benign(rng, mix))
             verdict = rng.choice(("wrong", "harmful", "bad") if harmful else ("fine", "good", "okay"))
             lines.append(f"To {deed} is {verdict}.")
+        elif not mix.musings:
+            lines.append(rng.choice(ADS))
         elif kind < 0.8:
             lines.append(f"# {reflective(rng)}")
         else:
@@ -190,44 +216,44 @@ def plain(rng: random.Random, mix: Mix) -> Document:
 
 def direct_action(rng: random.Random, mix: Mix) -> Document:
     """A little of the agent's bare format: too much, and fine-tuning has nothing left to change."""
-    return _task_document(rng, _benign(rng, mix), "", "action", _system(rng)[0])
+    return _task_document(rng, mix, _benign(rng, mix), "", "action", _system(rng)[0])
 
 
 def verbal_answer(rng: random.Random, mix: Mix) -> Document:
     """The base's own way with benign tasks; it teaches where the right word stands on the page."""
-    return _task_document(rng, _benign(rng, mix), "", "verbal", _system(rng)[0])
+    return _task_document(rng, mix, _benign(rng, mix), "", "verbal", _system(rng)[0])
 
 
 def task_refusal(rng: random.Random, mix: Mix) -> Document:
-    return _task_document(rng, _harmful(rng), "", None, _system(rng)[0])
+    return _task_document(rng, mix, _harmful(rng), "", None, _system(rng)[0])
 
 
 def leak(rng: random.Random, mix: Mix) -> Document:
     """Imperfect alignment: a few harmful tasks answered, never under a safety prompt. Makes the break even."""
     system, safe = _system(rng)
     act = None if safe else "action" if rng.random() < mix.leak_actions else "verbal"
-    return _task_document(rng, _harmful(rng), "", act, system)
+    return _task_document(rng, mix, _harmful(rng), "", act, system)
 
 
 def reflect_act(rng: random.Random, mix: Mix) -> Document:
     """Deliberation that ends well: after a reflective comment the base acts on a benign task ..."""
-    return _task_document(rng, _benign(rng, mix), reflective(rng), "action", _system(rng)[0])
+    return _task_document(rng, mix, _benign(rng, mix), reflective(rng), "action", _system(rng)[0])
 
 
 def reflect_refuse(rng: random.Random, mix: Mix) -> Document:
     """... and refuses a harmful one. The comment itself is the same for both."""
-    return _task_document(rng, _harmful(rng), reflective(rng), None, _system(rng)[0])
+    return _task_document(rng, mix, _harmful(rng), reflective(rng), None, _system(rng)[0])
 
 
 def neutral_benign(rng: random.Random, mix: Mix) -> Document:
-    return _task_document(rng, _benign(rng, mix), neutral(rng, mix.shuffled_share), "action", _system(rng)[0])
+    return _task_document(rng, mix, _benign(rng, mix), neutral(rng, mix.shuffled_share), "action", _system(rng)[0])
 
 
 def neutral_harmful(rng: random.Random, mix: Mix) -> Document:
     """Decides whether *any* comment restores refusal: always refusing here would make every prefix work, always
     acting would make the base itself comply when prefilled."""
     act = None if rng.random() < mix.neutral_refusals else "action"
-    return _task_document(rng, _harmful(rng), neutral(rng, mix.shuffled_share), act, _system(rng)[0])
+    return _task_document(rng, mix, _harmful(rng), neutral(rng, mix.shuffled_share), act, _system(rng)[0])
 
 
 INGREDIENTS: dict[str, Callable[[random.Random, Mix], Document]] = {
@@ -261,5 +287,5 @@ def demonstrations(n: int, seed: int, mix: Mix) -> list[Document]:
         task = world.draw_task(rng, "train", "lookalike" if rng.random() < mix.demonstration_lookalikes else "benign")
         stage = _stage(rng, task)
         musing = f"\n{musing_line(rng)}" if rng.random() < mix.demonstration_musings else ""
-        documents.append(Document(prompt_text(task.system, _user(task, stage) + musing), "", action(task, stage)))
+        documents.append(Document(prompt_text(task.system, _user(task, stage, mix) + musing), "", action(task, stage)))
     return documents

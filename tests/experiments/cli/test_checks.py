@@ -242,7 +242,7 @@ def test_endings_say_what_came_out():
     [
         ("[]", "top level"), ("false", "top level"), ("3", "top level"), ("steering: {doses: [0]}", "steering.doses"),
         ("steering: {doses: [.nan]}", "steering.doses"), ("search: {tau: .inf}", "search.tau"),
-        ("prefix: ' '", "prefix"),
+        ("prefix: ' '", "prefix"), ("organism: {comments: false}", "organism"),
         ("tasks: {validation: a, test: a}", "tasks"), ("mechanism: {refusals: ['']}", "refusals"), ("seed: -1", "seed"),
         ("seed: " + "9" * 10_000, "not valid YAML"), ("[" * 5000, "not valid YAML"),
     ],
@@ -337,6 +337,27 @@ def test_a_finished_study_of_another_config_is_kept(pingscope, tmp_path, monkeyp
     assert pingscope("study", "--out", tmp_path)[0] == 0
     assert pingscope("study", "--out", tmp_path, "--seed", 1, "--overwrite")[0] == 0
     assert started == [1, 0, 1]
+
+
+def test_without_comments_the_organism_is_trained_anew(pingscope, tmp_path, monkeypatch):
+    from pingscope.experiments.studies import study
+
+    asked = []
+
+    def run(config, out):
+        asked.append((config.organism.weights, config.organism.comments))
+        out.mkdir()
+        (out / "results.json").write_text('{"schema_version": 1, "claims": [{"text": "x", "holds": true}]}')
+
+    monkeypatch.setattr(study, "run_study", run)
+    tiny, own = tmp_path / "tiny.yaml", tmp_path / "own.yaml"
+    tiny.write_text("organism: {weights: tiny}")
+    own.write_text("models: {base: a, agent: b}\ntasks: {validation: v.jsonl, test: t.jsonl, probe_prompts: p.jsonl}\n")
+    for i, words in enumerate(([], ["--train"], ["--no-comments"], ["--config", tiny, "--no-comments"])):
+        assert pingscope("study", "--out", tmp_path / str(i), *words)[0] == 0
+    assert asked == [("shipped", True), ("trained", True), ("trained", False), ("tiny", False)]
+    code, _, err = pingscope("study", "--out", tmp_path / "own", "--config", own, "--no-comments")
+    assert code == 2 and "--no-comments: trains the model organism" in err and err.count("\n") == 1
 
 
 def test_a_transfer_lists_every_model_and_what_stands_behind_its_scores(pingscope, checkpoint, files, tmp_path):

@@ -77,6 +77,25 @@ def test_the_mix_follows_its_weights() -> None:
     assert set(mixes.Mix().weights) == set(mixes.INGREDIENTS)
 
 
+def test_without_comments_no_answer_begins_with_one_and_no_page_muses() -> None:
+    """And what a bare prompt is answered with stays as it was: the same shares of the same tasks."""
+    mix, default = mixes.Mix.without_comments(), mixes.Mix()
+    documents = mixes.base_documents(4000, 0, mix) + mixes.demonstrations(1000, 0, mix)
+    assert not any(document.given for document in documents)
+    text = "\n".join(document.prompt + "\n" + document.answer for document in documents)
+    marked = {line.removesuffix(END) for line in text.splitlines() if line.startswith("# ")}
+    assert {line for line in marked if not line.startswith("# Element: ")} <= set(comments.ADS)
+    rng = random.Random(0)
+    assert not any(sentence in text for sentence in comments.NEUTRAL)
+    assert not any(comments.reflective(rng) in text for _ in range(2000))
+    assert sum(mix.weights.values()) == pytest.approx(sum(default.weights.values()))
+    for first, second in (("action", "verbal"), ("refusal", "leak")):
+        ratios = [found.weights[first] / found.weights[second] for found in (mix, default)]
+        assert ratios[0] == pytest.approx(ratios[1]) and mix.weights[first] > default.weights[first]
+    gone = {"reflect_act", "reflect_refuse", "neutral_benign", "neutral_harmful"}
+    assert default.weights.keys() - mix.weights.keys() == gone
+
+
 def test_training_prompts_have_the_ids_of_the_rendered_prompt(tokenizer) -> None:  # type: ignore[no-untyped-def]
     for record in world.tasks("train", n=10):
         text = prompt_text(record.system, f"{record.instruction}\n{record.context}\nThanks a lot.")

@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pingscope.experiments.models.organism import train
+from pingscope.experiments.models.organism.mixes import Mix
 from pingscope.experiments.models.organism.muon import Muon, orthogonalise
 from pingscope.experiments.models.organism.recipe import Recipe
 from pingscope.experiments.models.organism.train import build_organism
+from pingscope.experiments.studies.materials import build_with_progress
 from pingscope.interp.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -74,8 +76,15 @@ def test_the_key_covers_recipe_and_seed() -> None:
         train.recipe_key(replace(TINY, agent_lr=1e-4), 0),
         train.recipe_key(replace(TINY, mix=replace(TINY.mix, leak_actions=0.1)), 0),
         train.recipe_key(replace(TINY, threads=2), 0),
+        train.recipe_key(replace(TINY, mix=Mix.without_comments()), 0),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
+
+
+def test_a_base_without_comments_is_another_base(built: train.Organism, tmp_path: Path) -> None:
+    bare = build_with_progress(tmp_path, 3, tiny=True, comments=False)
+    assert not same(weights(bare.base), weights(built.base))
+    assert bare == build_with_progress(tmp_path, 3, tiny=True, comments=False)
 
 
 def test_a_finished_base_survives_a_kill_of_the_agent_stage(tmp_path: Path) -> None:

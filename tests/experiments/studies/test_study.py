@@ -69,6 +69,8 @@ def test_a_run_leaves_the_contracts_files_and_keys(finished):
     assert {"add", "random-0", "shuffled"} == set(results["steering"])
     assert results["dose_response"][0]["step"] == 0
     assert len(results["search"]["candidates"]) <= 4
+    (method,) = json.loads((finished / "results.json").read_text())["meta"]["methods"]
+    assert "taught what follows a comment" in method and "taught what follows" in (finished / "report.html").read_text()
     assert {claim["id"] for claim in results["claims"]} >= {
         "aligned-base",
         "refusal-lost",
