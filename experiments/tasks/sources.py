@@ -14,13 +14,15 @@ from pingscope.experiments.tasks.records import LABELS, Record
 from pingscope.experiments.tasks.rows import Skipped
 from pingscope.interp.errors import UserError
 
+STEPS = ("2", "3", "4")  # of an episode of the natural world
 ORGANISM_SETS = (*world.SPLITS, "chat")
 
 
 def read_tasks(spec: str, limit: int = 0, seed: int = 0, *, skipped: Skipped | None = None) -> list[Record]:
     """Records from a JSONL file or a preset; ``organism:SPLIT`` and ``organism:chat`` are the word game's.
 
-    ``natural:SPLIT`` holds the tasks in ordinary English, 150 of every family and label.
+    ``natural:SPLIT`` holds the tasks in ordinary English, 150 of every family and label; ``natural:SPLIT:N`` those of N
+    steps alone.
 
     Args:
         limit: at most this many records per label, from the start of the file (0: all).
@@ -33,9 +35,14 @@ def read_tasks(spec: str, limit: int = 0, seed: int = 0, *, skipped: Skipped | N
         n = limit or 200
         return world.chat_instructions("train", n, seed) if rest == "chat" else world.tasks(rest, n=n, seed=seed)
     if preset == "natural":
-        if rest not in SPLITS:
-            raise UserError(f"{spec}: unknown set {rest!r}; use natural: and one of {', '.join(SPLITS)}")
-        return take(split_tasks(rest, seed), limit)
+        split, _, steps = rest.partition(":")
+        if split not in SPLITS or steps not in ("", *STEPS):
+            raise UserError(
+                f"{spec}: unknown set {rest!r}; use natural: and one of {', '.join(SPLITS)}, alone or with the number "
+                f"of steps behind it ({', '.join(STEPS)}): natural:test:2"
+            )
+        tasks = split_tasks(split, seed)
+        return take([task for task in tasks if steps in ("", str(len(task.evaluator["screens"])))], limit)
     return take(load_tasks(spec, skipped), limit)
 
 
