@@ -102,19 +102,24 @@ def _shrunk(cls: type[PreTrainedConfig], vocab_size: int, own: dict[str, Any]) -
 
 _TOWER = "its vision tower needs the package timm; the text model inside, gemma3n_text, works"
 _DRAFTS = "drafts tokens for a larger Gemma 4 from that model's keys and values; it reads no text by itself"
+_POSITIONS = "counts positions from its padding token's id, while generation in transformers counts them from 0"
 _SOUND = "generates codes of sound, several at a time, not text"
 # Types that cannot be read, and why.
 NO_STREAM = {
     "blt": "reads bytes through four networks of different widths, patch by patch",
+    **dict.fromkeys(("camembert", "data2vec-text", "roberta", "roberta-prelayernorm"), _POSITIONS),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod"), _POSITIONS),
     "cpmant": "puts 32 prompt tokens of its own in front, so its stream is longer than the text",
     "gemma3n": _TOWER,
     "gemma4_assistant": _DRAFTS,
     "gemma4_unified_assistant": _DRAFTS,
+    "git": "can be read, but not continued: with a cache transformers takes an image's tokens to be in front",
     "hrm_text": "runs two stacks of blocks again and again for one token",
     "inkling2_text": "its blocks read a mixture of all earlier blocks' outputs instead of one sum",
     "musicgen": _SOUND,
     "musicgen_melody": _SOUND,
     "prophetnet": "computes several future tokens at every position, each in a stream of its own",
+    "reformer": "passes on two streams, of which each is recomputed from the other",
     "xlm": "has lists of sublayers, but no modules that are its blocks",
     "xlnet": "sees later tokens unless a permutation is passed in",
     "xlstm": "can be read, but not continued: transformers lays out its state for keys as wide as values",

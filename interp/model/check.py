@@ -116,11 +116,6 @@ def check_forward(model: Model) -> Findings:
             a stream that reads ahead; or one that is not what the model itself returns as its hidden states.
     """
     seen, out, pads = _first_pass(model)
-    # RoBERTa counts its positions from where its padding token's id ends, and knows how by itself.
-    own_positions = model.family.name == "custom" and model.takes_positions and _counts_otherwise(model, seen)
-    if own_positions:
-        model.takes_positions = False
-        seen, out, pads = _first_pass(model)
     kind, where, stream = type(model.hf).__name__, model.family.blocks, seen.stream
     idle = frozenset(range(model.n_layers)) - set(stream) if 0 in stream else frozenset()
     remedy = "pass the path of the decoder blocks as --blocks (blocks=…)"
@@ -149,13 +144,18 @@ def check_forward(model: Model) -> Findings:
             f"{kind}: what it computes at a token depends on later tokens (off by {error:.1e}), so it is no decoder; "
             "a BERT-like model needs is_decoder: true in its config.json"
         )
+    if model.family.name == "custom" and model.takes_positions and _counts_otherwise(model, seen):
+        raise UserError(  # RoBERTa: from its padding token's id on
+            f"{kind}: its forward pass does not count positions from 0, as generation in transformers does, so what "
+            "is read would not be what answers; use another model"
+        )
     first = _first_state(model, stream, getattr(out, "hidden_states", None), tolerance)
     norm = _check_norm(model, stream[max(stream)], last, tolerance)
     if model.family.name == "custom" and norm is None and first is None:
         raise UserError(
             f"{kind}: the blocks at {where} put out neither its hidden states nor, normed, its last one; {remedy}"
         )
-    behind = pads and not own_positions and max(distance(x[2, 1:], x[0, :-1]) for x in stream.values()) <= tolerance
+    behind = pads and max(distance(x[2, 1:], x[0, :-1]) for x in stream.values()) <= tolerance
     return Findings(_check_sums(model, seen, tolerance), behind, norm or "", first, idle)
 
 

@@ -353,12 +353,12 @@ def on_output(module: nn.Module, function: Callable[[Tensor], Tensor | None]) ->
     """Call ``function`` on what a module puts out: a tensor, or the first of several. None keeps it."""
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
+        if hasattr(output, "_fields"):
+            raise UserError(f"{type(module).__name__} passes on {' and '.join(output._fields)}, not one stream")
         nested = isinstance(output, tuple | list)
         changed = function(output[0] if nested else output)
         if changed is None:
             return None
-        if hasattr(output, "_replace"):  # a named tuple
-            return output._replace(**{output._fields[0]: changed})
         return type(output)((changed, *output[1:])) if nested else changed
 
     return module.register_forward_hook(after)
