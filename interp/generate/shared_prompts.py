@@ -188,7 +188,8 @@ class SharedPrefill:
             for prompts, members, own in _plan(rows, new_tokens, budget, ragged=cascade):
                 kept = self._read(prompts)
                 ids, padding = left_padded(own, self.model.pad_id)
-                kind = Cascade if cascade else _Expanded if self.model.keeps_keys else _Whole
+                copies = _Expanded if self.model.keeps_keys else _Whole
+                kind: Callable[..., _Memory] = Cascade if cascade else copies
                 memory = kind(self.model, kept, [len(p) for p in prompts], padding, ids.shape[1] + new_tokens)
                 logits = memory.forward(ids.to(self.model.device), last)
                 real = [slot for slot, row in enumerate(members) if row >= 0]
