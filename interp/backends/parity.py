@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from pingscope.interp.chat.batching import collate
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.generate.generation import end_ids, generate
 from pingscope.interp.model.check import distance
-from pingscope.interp.model.families import text_config
+from pingscope.interp.model.discovery import text_config
 from pingscope.interp.model.hooked import HookedModel
-from pingscope.interp.model.hooks import Edit, on_residual
+from pingscope.interp.model.hooks import Edit
 from pingscope.interp.model.selection import EMBED, parse
 
 # Relative to the largest value of the stream; half precision rounds every sum of a batched kernel differently.
@@ -98,7 +99,8 @@ class Reference:
     def stream(self, row: Rendered, edits: Sequence[Edit], said: Sequence[int] = ()) -> dict[int, Tensor]:
         """The stream after every layer of one unpadded pass, and under key ``n_layers`` the final hidden state.
 
-        Hugging Face's own list, but for the last block's output, which that list has only after the final norm.
+        Hugging Face's own list where it gives one, but for the last block's output, which that list has only after
+        the final norm.
         """
         return self._run(row, edits, said)[0]
 
@@ -130,20 +132,27 @@ class Reference:
                     out[0, mask.to(x.device)] = fn(x[0, mask.to(x.device)])
                 return out
 
-            handles.append(on_residual(self.model.blocks, e.layer, change))
-        last: list[Tensor] = []
-        handles.append(on_residual(self.model.blocks, self.model.n_layers - 1, last.append))
+            handles.append(self.model.on_residual(e.layer, change))
+        seen: dict[int, Tensor] = {}
+        # Its own list where it begins with the embedding, as nearly all do; otherwise what its modules put out.
+        own = self.model.first_state == EMBED and not self.model.idle
+        for layer in (self.model.n_layers - 1,) if own else range(EMBED, self.model.n_layers):
+            handles.append(self.model.on_residual(layer, partial(seen.__setitem__, layer)))
         ids = torch.tensor([[*row.ids, *said]], device=self.model.device)
         try:
             with self.model.evaluating():
-                out = hf(ids, use_cache=False, output_hidden_states=not edits)
+                out = hf(input_ids=ids, use_cache=False, output_hidden_states=not edits)
         finally:
             for handle in handles:
                 handle.remove()
         if edits:
             return {}, out
-        *streams, final = out.hidden_states
-        return dict(enumerate([x[0] for x in (*streams, last[0], final)], EMBED)), out
+        if own:
+            *streams, final = map(self.model.beside, out.hidden_states)
+            seen |= dict(enumerate(streams, EMBED)) | {self.model.n_layers: final}
+        elif self.model.final_norm is not None:
+            seen[self.model.n_layers] = out.hidden_states[-1]
+        return {layer: x[0] for layer, x in seen.items()}, out
 
 
 @dataclass(frozen=True)
@@ -205,7 +214,7 @@ def run_parity(
 def _residuals(both: Comparison) -> Errors:
     """The stream: padded on either side, in other batches, at chosen positions, with the other attention kernel."""
     model, rows = both.model, both.rows
-    for side in ("right", "left"):
+    for side in ("right", "left") if model.pads else ("right",):
         yield f"residuals, {side} padding", both.layer_errors(padded_residuals(model, rows, side))
     norm, depth = both.plain.model.final_norm, both.plain.model.n_layers
     if norm is not None:
@@ -240,7 +249,9 @@ def _logits(both: Comparison) -> Errors:
 
 def _answers(both: Comparison, new_tokens: int) -> Errors:
     """Greedy answers, 1 where one differs: with a cache, without, and with the prompt read in chunks."""
-    modes: dict[str, dict[str, Any]] = {"cache": {}, "no cache": {"use_cache": False}, "chunks": {"prefill_chunk": 5}}
+    modes: dict[str, dict[str, Any]] = {"cache": {}, "no cache": {"use_cache": False}}
+    if both.model.keeps_keys and both.model.pads:
+        modes["chunks"] = {"prefill_chunk": 5}
     for name, changes in (("generation", ()), ("generation, edited", both.edits)):
         wanted = [both.plain.continuation(row, changes, new_tokens) for row in both.rows]
         for mode, options in modes.items():

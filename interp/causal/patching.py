@@ -172,7 +172,7 @@ def estimate_effects(
     count = model.n_heads
     scores = {component: np.zeros(len(rows)) for component in all_components(model)}
     model.check_context(rows)
-    for order in token_budget_batches([len(row) for row in rows], model.token_budget):
+    for order in token_budget_batches([len(row) for row in rows], model.token_budget, padded=model.pads):
         mine = [rows[i] for i in order]
         batch = model.batch(mine, side="left")
         width = batch.ids.shape[1]

@@ -43,11 +43,14 @@ def collate(rows: Sequence[Rendered], pad_id: int, side: Literal["left", "right"
     return Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), tuple(rows), side)
 
 
-def token_budget_batches(lengths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[list[int]]:
+def token_budget_batches(
+    lengths: Sequence[int], token_budget: int, max_rows: int | None = None, *, padded: bool = True
+) -> list[list[int]]:
     """Indices cut into batches of at most ``token_budget`` slots (rows x longest), longest prompts first.
 
     Sorting by length keeps padding small; the longest batch comes first so that a lack of memory shows at
-    once. The result depends on the lengths and the budget alone. A prompt longer than the budget goes alone.
+    once. The result depends on the lengths and the budget alone. A prompt longer than the budget goes alone. Not
+    ``padded``, a batch holds one length.
     """
     if token_budget < 1:
         raise UserError(f"token budget {token_budget} is not positive; give at least 1")
@@ -56,7 +59,8 @@ def token_budget_batches(lengths: Sequence[int], token_budget: int, max_rows: in
     for i in order:
         batch = batches[-1] if batches else []
         room = token_budget // max(lengths[batch[0]] if batch else lengths[i], 1)
-        if batch and len(batch) < min(room, max_rows or room):
+        fits = padded or not batch or lengths[i] == lengths[batch[0]]
+        if batch and fits and len(batch) < min(room, max_rows or room):
             batch.append(i)
         else:
             batches.append([i])

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.chat.rendering import Rendered
-from pingscope.interp.model.families import text_config
+from pingscope.interp.model.discovery import text_config
 from pingscope.interp.model.hooked import HookedModel
 
 NAME = "pingscope_shared_prefill"  # of the attention function, in the registry of transformers
@@ -275,6 +275,8 @@ def next_logits(
 
 def why_not(model: HookedModel) -> str:
     """Why cascade attention fails on this model: compared with the model's own logits on two short prompts."""
+    if not model.keeps_keys:
+        return "it keeps no keys and values"
     if not model.takes_positions:
         return "its forward pass takes no positions"
     layers = DynamicCache(config=model.hf.config).layers

@@ -40,6 +40,7 @@ def decode(
         soft: embeddings of every row's last tokens.
     """
     stop = set(ends)
+    whole = batch.ids
     positions = model.takes_positions
     longest = max_new_tokens - 1 + batch.ids.shape[1]
     with torch.no_grad(), model.evaluating(), edit(model, batch.rows, edits, longest, watched) as watches:
@@ -68,11 +69,12 @@ def decode(
             # Rows that are done run on as padding: nothing reads them, neither attention nor a gate.
             alive = torch.tensor([[not over] for over in done], device=mask.device)
             mask = torch.cat([mask, alive.to(mask)], 1)
+            fed = torch.tensor(tokens, device=mask.device)[:, None]
+            if not model.keeps_keys:  # a state of some kind: reading everything again needs to know none of it
+                whole = torch.cat([whole, fed], 1)
+                out = model.hf(input_ids=whole, attention_mask=mask, use_cache=False, **last)
+                continue
             place = {"position_ids": mask.sum(1, keepdim=True) - 1} if positions else {}
             out = model.hf(
-                input_ids=torch.tensor(tokens, device=mask.device)[:, None],
-                attention_mask=mask,
-                past_key_values=out.past_key_values,
-                use_cache=True,
-                **place,
+                input_ids=fed, attention_mask=mask, past_key_values=out.past_key_values, use_cache=True, **place
             )

@@ -100,7 +100,8 @@ def generate(
     stepwise = stepwise and bool(by_step)
     settings = _settings(model, max_new_tokens, temperature, ends, use_cache, prefill_chunk)
     out: list[Generation | None] = [None] * len(rows)
-    for number, order in enumerate(token_budget_batches([len(r) + max_new_tokens for r in rows], token_budget)):
+    lengths = [len(r) + max_new_tokens for r in rows]
+    for number, order in enumerate(token_budget_batches(lengths, token_budget, padded=model.pads)):
         batch = model.batch([rows[i] for i in order], side="left")
         live = live_edits(edits, batch.rows, max_new_tokens - 1)
         if stepwise:

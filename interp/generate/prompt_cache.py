@@ -44,7 +44,7 @@ class PromptCache:
 
         The batch it belongs to is padded on the left. Every call gives a cache of its own, free to grow.
         """
-        if self._plain is False or self.model.backend != "hf":
+        if self._plain is False or self.model.backend != "hf" or not self.model.pads:
             return None
         if any(e.reads_prompt or e.when is not None for e in edits):  # what a gate reads must not be skipped
             return None
@@ -76,7 +76,8 @@ class PromptCache:
         for order in token_budget_batches([len(row) for row in rows], self.model.token_budget):
             batch = collate([rows[i] for i in order], self.model.pad_id, "right").to(self.model.device)
             with torch.no_grad(), self.model.evaluating():
-                cache = self.model.base(**self.model.inputs(batch) | {"use_cache": True}).past_key_values
+                read = self.model.base(**self.model.inputs(batch) | {"use_cache": True})
+            cache = getattr(read, "past_key_values", None)
             layers = getattr(cache, "layers", None) or []
             self._plain = len(layers) == self.model.n_layers and all(type(one) is DynamicLayer for one in layers)
             if not self._plain:

@@ -53,7 +53,8 @@ class SharedPrefill:
 
     Args:
         sharing: ``cascade``, ``expanded`` (every row has a copy of its prompt's cache), or ``auto``: cascade where a
-            trial gives the model's own logits. :attr:`problem` says why it does not.
+            trial gives the model's own logits. :attr:`problem` says why it does not. A model that keeps no keys and
+            values (Mamba, RWKV) reads every row whole, again for every token.
         memory: bytes of prompt keys and values kept between calls; the longest unused go first.
         row_budget: slots of one batch, rows x (prefix + new tokens).
 
@@ -80,9 +81,8 @@ class SharedPrefill:
         """Why attention cannot be shared in this model; empty where it can. Said once, since copies cost time."""
         found = why_not(self.model)
         if found:
-            warnings.warn(
-                f"{self.model.name}: {found}; every row gets a copy of its prompt, which is slower", stacklevel=2
-            )
+            instead = "every row gets a copy of its prompt" if self.model.keeps_keys else "every row is read whole"
+            warnings.warn(f"{self.model.name}: {found}; {instead}, which is slower", stacklevel=2)
         return found
 
     @property
@@ -188,7 +188,8 @@ class SharedPrefill:
             for prompts, members, own in _plan(rows, new_tokens, budget, ragged=cascade):
                 kept = self._read(prompts)
                 ids, padding = left_padded(own, self.model.pad_id)
-                kind = Cascade if cascade else _Expanded
+                copies = _Expanded if self.model.keeps_keys else _Whole
+                kind: Callable[..., _Memory] = Cascade if cascade else copies
                 memory = kind(self.model, kept, [len(p) for p in prompts], padding, ids.shape[1] + new_tokens)
                 logits = memory.forward(ids.to(self.model.device), last)
                 real = [slot for slot, row in enumerate(members) if row >= 0]
@@ -292,8 +293,31 @@ class _Expanded:
         self.cache.batch_select_indices(torch.tensor(places, device=self.model.device))
 
 
+class _Whole:
+    """The text of every row, read anew in every pass."""
+
+    def __init__(
+        self, model: HookedModel, kept: Sequence[Any], lengths: Sequence[int], padding: Sequence[int], capacity: int
+    ) -> None:
+        self.model = model
+        self.text = torch.tensor([kept[0]] * len(padding), dtype=torch.long, device=model.device)
+
+    def forward(self, ids: Int[Tensor, "slot pos"], last: int = 1) -> Float[Tensor, "slot last vocab"]:
+        self.text = torch.cat([self.text, ids], 1)
+        kept = {"logits_to_keep": last} if self.model.head_takes_last else {}
+        return self.model.hf(input_ids=self.text, use_cache=False, **kept).logits[:, -last:]
+
+    def places(self, live: Sequence[bool]) -> list[int]:
+        return [place for place, alive in enumerate(live) if alive]
+
+    def keep(self, places: Sequence[int]) -> None:
+        self.text = self.text[list(places)]
+
+
 def _prompt_cache(model: HookedModel, prompt: tuple[int, ...]) -> Any:
-    """The cache after one prompt, as transformers lays it out for this model."""
+    """The cache after one prompt, as transformers lays it out for this model; its ids, where it has none."""
+    if not model.keeps_keys:
+        return prompt
     cache = DynamicCache(config=model.hf.config)
     if prompt:
         ids = torch.tensor([prompt], device=model.device)
@@ -303,8 +327,10 @@ def _prompt_cache(model: HookedModel, prompt: tuple[int, ...]) -> Any:
 
 
 def _bytes(kept: Any) -> int:
-    layers = kept if isinstance(kept, list) else [(layer.keys, layer.values) for layer in kept.layers]
-    return sum(x.nbytes for pair in layers for x in pair if x is not None)
+    if isinstance(kept, tuple):
+        return 8 * len(kept)
+    layers = kept if isinstance(kept, list) else [tuple(vars(layer).values()) for layer in kept.layers]
+    return sum(x.nbytes for parts in layers for x in parts if isinstance(x, Tensor))
 
 
 def shared_length(row: Rendered) -> int:

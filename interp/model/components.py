@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.contract import Model
-from pingscope.interp.model.families import text_config
+from pingscope.interp.model.discovery import text_config
 from pingscope.interp.model.selection import EMBED
 
 Part = Literal["residual", "attention", "heads", "mlp"]

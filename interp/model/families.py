@@ -1,4 +1,7 @@
-"""Where the parts of a transformer are, as data: one row per naming scheme, checked at load."""
+"""Where the parts of a transformer are, as data: one row per naming scheme, checked at load.
+
+An architecture with other names is searched by structure (:mod:`pingscope.interp.model.discovery`).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from typing import Any
 from torch import nn
 
 from pingscope.interp.errors import UserError
+from pingscope.interp.model.discovery import depths, find_blocks, find_embedding, text_config
 
 
 @dataclass(frozen=True)
 class Family:
     """Paths from the model: its list of blocks, its token embedding, the norm between last block and head.
 
-    ``base`` is the module whose forward pass sees ids, mask and cache; by default the first part of ``blocks``.
+    ``base`` is the module whose forward pass sees ids, mask and cache; by default the outermost one around the
+    blocks that takes ids. No ``norm`` is known of a layout that was found by its structure.
     """
 
     name: str
@@ -59,12 +64,6 @@ FAMILIES = (
     Family("vlm-wrapped", *(f"language_model.model.{part}" for part in ("layers", "embed_tokens", "norm"))),
     # Llama, Mistral, Mixtral, Qwen 2/3 (and MoE), Gemma 1-3, Phi-3, OLMo, GLM, Cohere, DeepSeek, Granite, …
     Family("llama", "model.layers", "model.embed_tokens", "model.norm"),
-    Family("lfm2", "model.layers", "model.embed_tokens", "model.embedding_norm"),
-    Family("xglm", "model.layers", "model.embed_tokens", "model.layer_norm"),
-    Family("nemotron-h", "model.layers", "model.embeddings", "model.norm_f"),
-    Family("modernbert-decoder", "model.layers", "model.embeddings.tok_embeddings", "model.final_norm"),
-    Family("biogpt", "biogpt.layers", "biogpt.embed_tokens", "biogpt.layer_norm"),
-    Family("ctrl", "transformer.h", "transformer.w", "transformer.layernorm"),
     Family("phi", "model.layers", "model.embed_tokens", "model.final_layernorm"),
     Family("gpt2", "transformer.h", "transformer.wte", "transformer.ln_f"),
     Family("falcon", "transformer.h", "transformer.word_embeddings", "transformer.ln_f"),
@@ -75,7 +74,7 @@ FAMILIES = (
         "model.decoder.layers",
         "model.decoder.embed_tokens",
         "model.decoder.final_layer_norm",
-        base="model.decoder",
+        base="model.decoder",  # the head calls it past the module around it
     ),
 )
 
@@ -117,9 +116,10 @@ def resolve_family(hf: nn.Module, blocks: str | None = None) -> Family:
     known = [f for f in FAMILIES if all(find_module(hf, path) for path in (f.blocks, f.embed, f.norm))]
     if blocks is None and known:
         return known[0]
-    if blocks is not None and isinstance(find_module(hf, blocks), nn.ModuleList):
-        fitting = [f for f in known if f.blocks == blocks]
-        return fitting[0] if fitting else Family("custom", blocks, "", "")
+    path = find_blocks(hf) if blocks is None else blocks
+    if isinstance(find_module(hf, path), nn.ModuleList):
+        fitting = [f for f in known if f.blocks == path]
+        return fitting[0] if fitting else Family("custom", path, find_embedding(hf), "")
     lists = [
         f"{name} ({len(m)} x {type(m[0]).__name__})"
         for name, m in hf.named_modules()
@@ -139,11 +139,6 @@ def block_parts(block: nn.Module) -> dict[str, nn.Module] | None:
         if all(found.values()):
             return {part: module for part, module in found.items() if module is not None}
     return None
-
-
-def text_config(hf: Any) -> Any:
-    """The configuration of the text decoder (the model's own, or its text tower's)."""
-    return hf.config.get_text_config(decoder=True)
 
 
 @dataclass(frozen=True)
@@ -182,12 +177,12 @@ def check_layout(hf: Any, family: Family) -> tuple[list[nn.Module], int]:
     found = find_module(hf, family.blocks)
     blocks = list(found) if isinstance(found, nn.ModuleList) else []
     config = text_config(hf)
-    if len(blocks) != config.num_hidden_layers:
+    if len(blocks) not in depths(config):
         raise UserError(
             f"{type(hf).__name__}: {len(blocks)} blocks at {family.blocks} but the configuration says "
             f"{config.num_hidden_layers}; pass the right path as --blocks (blocks=…)"
         )
-    embed = find_module(hf, family.embed) if family.embed else None
+    embed = find_module(hf, family.embed) if family.embed and family.name != "custom" else None
     width = getattr(getattr(embed, "weight", None), "shape", (0, config.hidden_size))[1]
     # OPT and a few others project narrower embeddings up: the residual stream has the configured width then.
     if width != config.hidden_size and getattr(config, "word_embed_proj_dim", None) != width:

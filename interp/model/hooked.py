@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +21,21 @@ from pingscope.interp.chat.batching import Batch, collate, token_budget_batches
 from pingscope.interp.chat.rendering import Prompt, Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
-from pingscope.interp.model.check import LogitsWatch, check_best, check_forward, refuse_numbers
+from pingscope.interp.model.check import Findings, LogitsWatch, check_best, check_forward, refuse_numbers
 from pingscope.interp.model.contract import Past
-from pingscope.interp.model.families import (
-    block_parts,
-    check_layout,
-    find_module,
-    layer_heads,
-    resolve_family,
-    text_config,
+from pingscope.interp.model.discovery import find_base, takes, text_config, text_model
+from pingscope.interp.model.families import block_parts, check_layout, find_module, layer_heads, resolve_family
+from pingscope.interp.model.hooks import (
+    Edit,
+    Handle,
+    Sink,
+    capture,
+    check_edits,
+    edit,
+    live_edits,
+    on_residual,
+    side_by_side,
 )
-from pingscope.interp.model.hooks import Edit, Handle, Sink, capture, check_edits, edit, live_edits, on_residual
 from pingscope.interp.model.selection import LayerSpec, Selection, find_matches, resolve_layers
 from pingscope.interp.recent import Recent
 
@@ -58,6 +62,11 @@ class HookedModel:
         heads: of every layer; n_heads, head_dim: the most of any layer, for the many families whose layers are equal.
         family, n_layers, d_model, n_embeddings, context_length, device, pad_id: as found.
         parts_problem: why :meth:`part` refuses; empty if the parts of every block add up to its output.
+        pads: whether rows may be padded in front; else a batch that would be holds rows of one length.
+        keeps_keys: whether it continues from keys and values; else from a state of its own, as RWKV and Mamba.
+        n_streams: residual streams; several (hyper-connections, AltUp) are read and edited as one, side by side, and
+            d_model is their total width. stream_axis: that counts them in a block's tensors, if one does.
+        first_state, idle: see :class:`pingscope.interp.model.check.Findings`.
 
     Raises:
         UserError: an architecture that is not known, not what its configuration says, or whose blocks do not
@@ -65,20 +74,21 @@ class HookedModel:
     """
 
     backend = "hf"
+    stream_axis: int | None
     precision = ""  # of a model loaded with dtype "fast": which one was chosen, and why
     remote: bool | str = False  # ``True`` where the weights are on another machine
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None, *, blocks: str | None = None) -> None:
         if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model"):
             hf = hf.get_base_model()
-        self.hf = hf
+        self.hf = hf = text_model(hf)
         self.tokenizer = tokenizer
         self.name = name or getattr(hf, "name_or_path", "") or type(hf).__name__
         self.family = resolve_family(hf, blocks)
         self.blocks, self.d_model = check_layout(hf, self.family)
         self.n_layers = len(self.blocks)
         self.parts = [block_parts(block) for block in self.blocks]
-        base = find_module(hf, self.family.base or self.family.blocks.split(".")[0])
+        base = find_module(hf, self.family.base or find_base(hf, self.family.blocks))
         assert base is not None  # a part of the path that was just resolved
         self.base: nn.Module = base
         config = text_config(hf)
@@ -92,12 +102,20 @@ class HookedModel:
         # Padding is never read, so any id will do that has an embedding (some checkpoints' own one has none).
         pads = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         self.pad_id: int = next(int(p) for p in pads if p is not None and p < self.n_embeddings)
-        self.takes_positions = "position_ids" in inspect.signature(type(self.base).forward).parameters
-        self.head_takes_last = "logits_to_keep" in inspect.signature(type(hf).forward).parameters
+        # Generation passes on what the whole model takes; reading and answering must count alike.
+        self.takes_positions = takes(self.base, "position_ids") and takes(hf, "position_ids")
+        self.keeps_keys = takes(self.base, "past_key_values")
+        self.head_takes_last = takes(hf, "logits_to_keep")
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self._rendered: Recent[Rendered] = Recent(REMEMBERED)
+        self.n_streams, self.stream_axis = 1, None
+        self.idle: frozenset[int] = frozenset()
         # What runs elsewhere cannot be tried here.
-        self.parts_problem = "its weights are on another machine" if self.remote is True else check_forward(self)
+        there = Findings("its weights are on another machine", norm=self.family.norm)
+        found = there if self.remote is True else check_forward(self)
+        self.parts_problem, self.pads, self.idle = found.parts_problem, found.pads, found.idle
+        self.first_state = found.first_state
+        self.family = replace(self.family, norm=found.norm)
 
     def __repr__(self) -> str:
         return f"HookedModel({self.name}, {self.family.name}, {self.n_layers} layers x {self.d_model})"
@@ -110,7 +128,7 @@ class HookedModel:
 
     @property
     def final_norm(self) -> nn.Module | None:
-        """The norm between the last block and the head."""
+        """The norm between the last block and the head; none where several streams are collapsed before it."""
         return find_module(self.hf, self.family.norm)
 
     @property
@@ -134,7 +152,13 @@ class HookedModel:
 
     def on_residual(self, layer: int, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call ``function`` on the stream after ``layer`` in every forward pass, until the handle is removed."""
-        return on_residual(self.blocks, layer, function)
+        while layer in self.idle:
+            layer -= 1
+        return on_residual(self.blocks, layer, function, self.stream_axis)
+
+    def beside(self, x: Tensor) -> Tensor:
+        """A tensor of this model's blocks as (batch, pos, d_model)."""
+        return side_by_side(x, self.stream_axis)
 
     @property
     def template_hash(self) -> str:
@@ -229,9 +253,9 @@ class HookedModel:
         positions = {"position_ids": batch.position_ids} if self.takes_positions else {}
         return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False} | positions
 
-    def _orders(self, rows: Sequence[Rendered], token_budget: int | None) -> list[list[int]]:
+    def _orders(self, rows: Sequence[Rendered], token_budget: int | None, padded: bool = True) -> list[list[int]]:
         budget = self.token_budget if token_budget is None else token_budget
-        return token_budget_batches([len(row) for row in rows], budget)
+        return token_budget_batches([len(row) for row in rows], budget, padded=padded)
 
     def residuals(
         self,
@@ -335,7 +359,7 @@ class HookedModel:
         logits = torch.empty((len(rows), self.vocab_size))
         self.check_context(rows)
         check_edits(self, edits, rows)
-        for order in self._orders(rows, token_budget):
+        for order in self._orders(rows, token_budget, self.pads):
             batch = self.batch([rows[i] for i in order], side="left")
             live = live_edits(edits, batch.rows)
             past = prompts.past(batch.rows, live) if prompts else None

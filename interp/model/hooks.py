@@ -1,13 +1,11 @@
 """Reading and editing the residual stream: the only file that touches module hooks.
 
-A hook never guesses from tensor shapes where it is. A *clock* on the base model reads the mask and cache of
-each forward pass and gives every column its absolute position in its prompt (padding: -1); block hooks read
-the clock. So an edit lands on the same tokens with and without a KV cache, in chunks, padded on either side.
+A hook never guesses from tensor shapes where it is: it asks the :class:`pingscope.interp.model.clock.Clock` of the
+forward pass. So an edit lands on the same tokens with and without a KV cache, in chunks, padded on either side.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +13,13 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import sha256_of
+from pingscope.interp.model.clock import Clock
 from pingscope.interp.model.components import Part, module_of
 from pingscope.interp.model.contract import Model
 from pingscope.interp.model.selection import EMBED, Selection
@@ -108,76 +107,6 @@ class Edit:
 
 class Stop(Exception):
     """Ends a forward pass once the deepest wanted layer has been read."""
-
-
-Index = tuple[Tensor, ...]
-
-
-class Clock:
-    """Absolute position of every column of the current forward pass, and which ones a selection means.
-
-    Args:
-        base: the module whose forward pass sees ids, mask and cache.
-        rows: the prompts of the batch, in its order.
-        selections: what the block hooks will ask for.
-    """
-
-    def __init__(self, base: nn.Module, rows: Sequence[Rendered], selections: set[Selection]) -> None:
-        self.ticks = 0
-        self.width = max(map(len, rows))
-        self.prompts = {where: _pad([where.mask(row) for row in rows], self.width) for where in selections}
-        self.lengths = torch.tensor([[len(row)] for row in rows])
-        self.n_prompt = torch.tensor([[row.n_prompt] for row in rows])
-        self.shape: tuple[int, int] = (0, 0)
-        self.positions: Int[Tensor, "batch pos"] = torch.empty((0, 0), dtype=torch.long)
-        self._now: dict[Selection, tuple[Index, int]] = {}
-        # Of the class: other libraries wrap the forward pass of an instance and hide its parameters.
-        self._signature = inspect.signature(type(base).forward)
-
-    def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the base model: where is each column?"""
-        given = self._signature.bind_partial(module, *args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
-        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        if not isinstance(tokens, Tensor):
-            raise UserError("an edit needs a forward pass with input_ids or inputs_embeds")
-        batch, width = tokens.shape[:2]
-        if batch != len(self.lengths):
-            raise UserError(
-                f"the forward pass has {batch} rows but the edit was made for {len(self.lengths)} prompts; "
-                "open a new edit for each batch"
-            )
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            seen = mask[:, : past + width].long()
-            absolute = (seen.cumsum(-1) - 1).masked_fill(seen == 0, -1)[:, -width:]
-        elif mask is None:  # no mask, no padding: every column is a token
-            absolute = torch.arange(past, past + width).expand(batch, width)
-        elif isinstance(given.get("position_ids"), Tensor):  # a mask already made for one attention kernel
-            absolute = given["position_ids"].expand(batch, width)
-        else:
-            raise UserError("an edit needs a forward pass with a 2-D attention_mask or position_ids")
-        self.ticks += 1
-        self.shape, self.positions, self._now = (batch, width), absolute, {}
-
-    def selected(self, where: Selection) -> tuple[Index, int]:
-        """Row and column indices of the columns meant now, and how many of them are prompt tokens."""
-        if where not in self._now:
-            if self.lengths.device != self.positions.device:
-                move = self.positions.device
-                self.lengths, self.n_prompt = self.lengths.to(move), self.n_prompt.to(move)
-                self.prompts = {key: mask.to(move) for key, mask in self.prompts.items()}
-            known = self.positions < self.lengths
-            rendered = self.prompts[where].gather(1, self.positions.clamp(0, self.width - 1))
-            fresh = where.generated_mask(self.positions - self.n_prompt)
-            index = (torch.where(known, rendered, fresh) & (self.positions >= 0)).nonzero(as_tuple=True)
-            self._now[where] = index, int(known[index].sum())
-        return self._now[where]
-
-
-def _pad(masks: Sequence[Sequence[bool]], width: int) -> Bool[Tensor, "batch pos"]:
-    return torch.tensor([[*mask, *[False] * (width - len(mask))] for mask in masks])
 
 
 def matches(where: Selection, rows: Sequence[Rendered], new_tokens: int = 0) -> bool:
@@ -381,33 +310,56 @@ def on_part(model: Model, layer: int, part: Part, function: Callable[[Tensor], T
     return (on_input if side == "input" else on_output)(module, function)
 
 
-def on_residual(blocks: Sequence[nn.Module], layer: int, function: Callable[[Tensor], Tensor | None]) -> Handle:
+def on_residual(
+    blocks: Sequence[nn.Module], layer: int, function: Callable[[Tensor], Tensor | None], axis: int | None = None
+) -> Handle:
     """Call ``function`` on the stream after ``layer``; what it returns replaces the stream, None keeps it.
 
     The one place that knows how blocks take the stream in: as their first argument or as ``hidden_states``
-    (before block 0 position embeddings and scaling are in it already).
+    (before block 0 position embeddings and scaling are in it already). Several streams, along ``axis``, are given
+    as one, see :func:`side_by_side`.
     """
 
+    def change(x: Any) -> Tensor | None:
+        changed = function(check_residual(layer, side_by_side(x, axis)))
+        return changed if changed is None or axis is None else apart(changed, x, axis)
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = function(check_residual(layer, args[0] if args else kwargs.get("hidden_states")))
+        changed = change(args[0] if args else kwargs.get("hidden_states"))
         if changed is None:
             return None
         return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
 
     if layer == EMBED:
         return blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-    return on_output(blocks[layer], lambda x: function(check_residual(layer, x)))
+    return on_output(blocks[layer], change)
+
+
+def side_by_side(x: Any, axis: int | None) -> Any:
+    """Several residual streams as one (batch, pos, streams x d_model): hyper-connections keep them along axis 2
+    (DeepSeek V4; Zhu et al. 2024), AltUp along axis 0 (Gemma 3n; Baykal et al. 2023).
+    """
+    if axis is None or not isinstance(x, Tensor) or x.ndim != 4:
+        return x
+    return x.movedim(axis, 2).flatten(2)
+
+
+def apart(x: Float[Tensor, "batch pos width"], like: Tensor, axis: int) -> Tensor:
+    """The inverse of :func:`side_by_side`."""
+    return x.unflatten(2, (like.shape[axis], like.shape[-1])).movedim(2, axis)
 
 
 def on_output(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
-    """Call ``function`` on what a module puts out: a tensor, or the first part of a tuple. None keeps it."""
+    """Call ``function`` on what a module puts out: a tensor, or the first of several. None keeps it."""
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        nested = isinstance(output, tuple)
+        if hasattr(output, "_fields"):
+            raise UserError(f"{type(module).__name__} passes on {' and '.join(output._fields)}, not one stream")
+        nested = isinstance(output, tuple | list)
         changed = function(output[0] if nested else output)
         if changed is None:
             return None
-        return (changed, *output[1:]) if nested else changed
+        return type(output)((changed, *output[1:])) if nested else changed
 
     return module.register_forward_hook(after)
 

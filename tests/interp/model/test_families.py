@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 import transformers
-from tiny_models import FAMILIES, train_tokenizer
+from tiny_models import FAMILIES, build_model, train_tokenizer
+from tiny_types import tiny_config
 
-from pingscope.interp import UserError, load_model
+from pingscope.interp import HookedModel, UserError, load_model
 from pingscope.interp.backends.parity import run_parity
 
-# Sizes under every name that configurations give them; a family takes those that it knows.
-SIZES = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "dff", "ffn_hidden_size"), 96),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "attention_heads", "num_key_value_heads"), 4),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 512),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 48),
-    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "rotary_dim", "ssm_state_size"), 8),
-    **dict.fromkeys(("head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank", "sliding_window", "mamba_head_dim"), 16),
-    **{"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "mamba_num_heads": 8},
-    **{"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
-    **{"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 1},
-}
 TYPES = (
     *(
         "apertus",
@@ -62,10 +46,7 @@ def save(config, folder):
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_saved_checkpoint_loads_as_it_was(kind, tmp_path):
     """No false refusal of weights; the stream found is what plain Hugging Face runs give."""
-    cls = transformers.CONFIG_MAPPING[kind]
-    known = set(inspect.signature(cls.__init__).parameters) - set(cls.attribute_map)
-    sizes = {name: value for name, value in SIZES.items() if name in known}
-    hf = save(cls(vocab_size=len(train_tokenizer()), **sizes), tmp_path)
+    hf = save(tiny_config(kind, len(train_tokenizer())), tmp_path)
     model = load_model(tmp_path)
     row = model.render("Buy the laptop")
     with torch.no_grad():
@@ -89,10 +70,35 @@ def test_layers_of_other_head_sizes_are_known_by_layer(tmp_path):
     assert all(check.ok for check in run_parity(model, new_tokens=3))
 
 
-def test_an_architecture_without_a_stream_is_refused_in_one_line(tmp_path):
-    config = transformers.BertConfig(vocab_size=400, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                     intermediate_size=96, is_decoder=True)  # fmt: skip
+@pytest.mark.parametrize(("kind", "changes", "why"), [
+    ("bert", {"is_decoder": False}, "depends on later tokens.*is_decoder: true"),
+    ("xlm", {}, r"pass the path of its decoder blocks as --blocks.*transformer\.ffns"),
+])  # fmt: skip
+def test_an_architecture_that_cannot_be_read_is_refused_in_one_line(kind, changes, why, tmp_path):
+    config = tiny_config(kind, len(train_tokenizer()))
+    for name, value in changes.items():
+        setattr(config, name, value)
     save(config, tmp_path)
-    with pytest.raises(UserError, match=r"blocks=.*bert\.encoder\.layer") as error:
+    with pytest.raises(UserError, match=why) as error:
         load_model(tmp_path)
     assert "\n" not in str(error.value)
+
+
+class Wrapper(transformers.PreTrainedModel):
+    """As some remote code is written: its own pass wants an image, and a language model is inside."""
+
+    config_class = transformers.LlamaConfig
+
+    def __init__(self, inner):
+        super().__init__(inner.config)
+        self.language_model = inner
+
+    def forward(self, pixel_values, input_ids=None, **options):
+        raise AssertionError("there is no image")
+
+
+def test_the_language_model_inside_a_wrapper_that_wants_an_image_is_taken():
+    tokenizer = train_tokenizer()
+    inner = build_model("llama", len(tokenizer))
+    model = HookedModel(Wrapper(inner), tokenizer)
+    assert model.hf is inner and model.n_layers == 4

@@ -94,11 +94,11 @@ def test_blocks_that_are_not_the_decoder_are_refused():
     tokenizer = train_tokenizer()
     hf = build_model("llama", len(tokenizer))
     hf.model.spare = torch.nn.ModuleList(build_model("llama", len(tokenizer)).model.layers)
-    with pytest.raises(UserError, match=r"block 0 at model\.spare put out nothing for 2 tokens.*blocks="):
+    with pytest.raises(UserError, match=r"block 0 at model\.spare put out nothing for 8 tokens.*blocks="):
         HookedModel(hf, tokenizer, blocks="model.spare")
     hf.model.layers[2].register_forward_hook(lambda m, a, o: o[..., :32])
     hf.model.layers[3].forward = lambda x, **_: torch.cat([x, x], -1)
-    with pytest.raises(UserError, match=r"block 2 at model\.layers put out \(1, 2, 32\)"):
+    with pytest.raises(UserError, match=r"block 2 at model\.layers put out \(3, 8, 32\)"):
         HookedModel(hf, tokenizer)
 
 
@@ -115,6 +115,7 @@ def test_unknown_architecture_names_what_it_found_and_the_argument():
     hf = build_model("llama", len(tokenizer))
     hf.stack = hf.model
     del hf.model
+    hf.spare = torch.nn.ModuleList(hf.stack.layers)  # two lists that could be the blocks
     with pytest.raises(UserError, match=r"blocks=.*stack.layers \(4 x LlamaDecoderLayer\)"):
         HookedModel(hf, tokenizer)
     with pytest.raises(UserError, match=r"no list of blocks at blocks=.model\.lairs."):
