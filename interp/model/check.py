@@ -197,7 +197,9 @@ def _run(model: Model, pads: bool) -> tuple[_Seen, Any]:
                 if found is not None:
                     handles.append(on_output(found[name], partial(seen.parts.__setitem__, (layer, name))))
         with model.evaluating():
-            return seen, model.base(**given, output_hidden_states=True)
+            # Asking for hidden states leaves hooks of transformers' own on the model: done where it is to prove a find.
+            asked = {"output_hidden_states": True} if model.family.name == "custom" else {}
+            return seen, model.base(**given, **asked)
     finally:
         for handle in handles:
             handle.remove()
@@ -236,9 +238,13 @@ def _find_streams(model: Model, module: nn.Module, args: tuple[Any, ...], kwargs
 def _first_state(model: Model, stream: dict[int, Tensor], states: Any, tolerance: float) -> int | None:
     """The layer that the model's own hidden states begin with: before block 0 (most), or after it (Mamba).
 
+    Known of families in the table, measured of others.
+
     Raises:
         UserError: it gives as many as it has blocks, and they are others.
     """
+    if model.family.name != "custom":
+        return EMBED
     if not isinstance(states, tuple | list) or len(states) not in (model.n_layers, model.n_layers + 1):
         return None
     wanted = list(map(model.beside, states))
@@ -251,12 +257,10 @@ def _first_state(model: Model, stream: dict[int, Tensor], states: Any, tolerance
     best = min(errors, key=lambda one: errors[one])
     if errors[best] <= tolerance:
         return best
-    if model.family.name == "custom":
-        raise UserError(
-            f"{type(model.hf).__name__}: what the blocks at {model.family.blocks} put out differs from the model's own "
-            f"hidden states by {errors[best]:.1e}; pass the path of the decoder blocks as --blocks (blocks=…)"
-        )
-    return None
+    raise UserError(
+        f"{type(model.hf).__name__}: what the blocks at {model.family.blocks} put out differs from the model's own "
+        f"hidden states by {errors[best]:.1e}; pass the path of the decoder blocks as --blocks (blocks=…)"
+    )
 
 
 def _check_norm(model: Model, end: Tensor, last: Tensor, tolerance: float) -> str | None:
