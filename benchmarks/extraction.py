@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.subject import lengths, natural_prompts, spelled, subject_of, subject_options
-from benchmarks.timing import Ratio, Table, Work, circumstances, publish, ratio, timed, turns
+from benchmarks.timing import Ratio, Table, Work, circumstances, publish, ratio, single, timed, turns
 from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.loading import load_model
@@ -120,15 +120,13 @@ def memory(contest: Contest) -> list[Ratio]:
     others = [row for row in contest.rows if row.id != longest.id]
     half = Contest(contest.model, [longest, *others[: len(contest.rows) // 2 - 1]], peers=False)
     ours, fewer = peak_extra(contest.to_disk, device), peak_extra(half.to_disk, device)
-    rows = [_one("peak extra memory of a store, all prompts / half of them", ours / max(fewer, 1))]
+    rows = [single("peak extra memory of a store, all prompts / half of them", ours / max(fewer, 1))]
     if contest.bridge is not None:
         theirs = peak_extra(contest.transformer_lens, device)
-        rows.append(_one("peak extra memory of a store / TransformerLens' filtered cache", ours / max(theirs, 1), 0.4))
+        rows.append(
+            single("peak extra memory of a store / TransformerLens' filtered cache", ours / max(theirs, 1), 0.4)
+        )
     return rows
-
-
-def _one(name: str, value: float, bar: float | None = None) -> Ratio:
-    return Ratio(name, value, value, value, bar)
 
 
 def forward_flops(model: HookedModel, rows: Sequence[Rendered]) -> float:
@@ -136,7 +134,7 @@ def forward_flops(model: HookedModel, rows: Sequence[Rendered]) -> float:
 
     Norms, activations and padding are not counted (the convention of PaLM's model FLOPs utilisation).
     """
-    weights = sum(p.numel() for block in model.blocks for p in block.parameters())
+    weights = sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
     attention = sum(2 * model.n_layers * len(row) ** 2 * model.n_heads * model.head_dim for row in rows)
     return 2.0 * weights * sum(map(len, rows)) + attention
 

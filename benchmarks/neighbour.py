@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from benchmarks.subject import natural_prompts, subject_of, subject_options
-from benchmarks.timing import Ratio, Table, Work, circumstances, publish, ratio, turns
+from benchmarks.timing import Ratio, Table, Work, circumstances, publish, ratio, single, turns
 from pingscope.experiments.run.waiting import DECIDED_BY, SPINS
 from pingscope.interp.generate.generation import generate
 from pingscope.interp.model.hooked import HookedModel
@@ -128,7 +128,7 @@ def measure(given: argparse.Namespace, arguments: list[str]) -> Table:
                     for way in (LONG, NEVER)
                 ]
             worst = max(seconds[f"{LONG}, busy"]) / max(seconds[f"{SHORT}, busy"])
-            rows.append(Ratio(f"{work}, busy: slowest run, {LONG} / {SHORT}", worst, worst, worst))
+            rows.append(single(f"{work}, busy: slowest run, {LONG} / {SHORT}", worst))
     caption = (
         f"{given.shape if not given.model else 'the given model'}, {given.dtype}: reading {given.prompts} natural "
         f"prompts, decoding {given.new_tokens} tokens after the first 8 of each; {given.rounds} rounds; "

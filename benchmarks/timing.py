@@ -114,6 +114,11 @@ def ratio(
     return Ratio(name, statistics.median(found), *interval(found), bar, at_most)
 
 
+def single(name: str, value: float, bar: float | None = None, at_most: bool = True) -> Ratio:
+    """A number that was measured once, such as a peak of memory."""
+    return Ratio(name, value, value, value, bar, at_most)
+
+
 def circumstances(device: torch.device) -> str:
     """Device, threads, load and versions, for a caption."""
     if device.type == "cuda":

@@ -13,9 +13,8 @@ def wait_shortly(environment: MutableMapping[str, str]) -> None:
     """Let threads of GNU's OpenMP, which torch computes with on Linux, soon go to sleep; a user's own choice stays.
 
     By default they spin for milliseconds. Where another process is busy, the thread that spins keeps the core from
-    the very one that it waits for, and a step takes two to three times as long, now and then hundreds of times. Not
-    to spin at all (``OMP_WAIT_POLICY=PASSIVE``) makes decoding on an idle machine half as slow again: hence a short
-    spin. Measured by ``python -m benchmarks.neighbour``.
+    the very one that it waits for. Not to spin at all (``OMP_WAIT_POLICY=PASSIVE``) slows the many small operations of
+    decoding where the machine is idle: hence a short spin. ``python -m benchmarks.neighbour`` measures the three.
 
     The library reads this once, when it is loaded: call it before torch is imported.
     """
