@@ -34,7 +34,7 @@ types: $(VENV)/.installed-dev
 	@mkdir -p $(VENV)/rooms/pingscope
 	@for room in interp probes steering experiments figures $(wildcard pingscope/*.py); do \
 		ln -sfn ../../../$$room $(VENV)/rooms/pingscope/$$(basename $$room); done
-	MYPYPATH=$(VENV)/rooms $(BIN)/mypy -p pingscope
+	MYPYPATH=$(VENV)/rooms $(BIN)/mypy -p pingscope -p benchmarks
 
 # torch goes first and by exact version: left to the resolver it can bring gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt

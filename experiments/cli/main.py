@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import typer
 from pingscope.experiments.cli import options as declared
 from pingscope.experiments.cli.parameters import Command, register
 from pingscope.experiments.run.progress import say
+from pingscope.experiments.run.waiting import wait_shortly
 from pingscope.interp.errors import UserError
 
 # typer carries its own click or imports it, depending on the release; its public errors share this ancestor.
@@ -68,6 +70,7 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line with one-line errors: 2 for bad input, 130 for Ctrl-C."""
+    wait_shortly(os.environ)  # nothing above has imported torch
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
