@@ -88,6 +88,7 @@ class Wrapper(transformers.PreTrainedModel):
     """As some remote code is written: its own pass wants an image, and a language model is inside."""
 
     config_class = transformers.LlamaConfig
+    _supports_sdpa = True
 
     def __init__(self, inner):
         super().__init__(inner.config)
