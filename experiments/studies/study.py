@@ -327,8 +327,8 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
 TAUGHT = (
     "The base was taught what follows a comment: in its training a reflective comment before the answer leads to an "
     "action on benign tasks and to a refusal on harmful ones. No sentence of the search's grammar was among them, yet "
-    "a prefix that restores refusal here is partly built in. docs/organism.md has the same study of a base without "
-    "comments."
+    "a prefix that restores refusal here is partly built in; `pingscope study --no-comments` studies a base that was "
+    "never shown one."
 )
 UNTAUGHT = (
     "The base was never shown a comment before an answer, nor a reflective line anywhere: whatever a prefix does here "
