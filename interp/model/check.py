@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pingscope.interp.errors import UserError
 from pingscope.interp.model.contract import Model
-from pingscope.interp.model.hooks import on_output
+from pingscope.interp.model.hooks import Handle, on_output
 from pingscope.interp.model.selection import EMBED
 
 # Relative to the largest value; sums of three terms in half precision round more than single modules.
@@ -187,7 +187,7 @@ def _run(model: Model, pads: bool) -> tuple[_Seen, Any]:
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if model.takes_positions:
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    seen, handles = _Seen(), []
+    seen, handles = _Seen(), list[Handle]()
     try:
         handles.append(model.blocks[0].register_forward_pre_hook(partial(_find_streams, model), with_kwargs=True))
         for layer in range(EMBED, model.n_layers):
@@ -284,8 +284,9 @@ def _check_norm(model: Model, end: Tensor, last: Tensor, tolerance: float) -> st
     within = f"{model.family.blocks}."
     for name, module in model.hf.named_modules():
         gain = getattr(module, "weight", None)
-        fits = isinstance(gain, Tensor) and gain.shape == end.shape[-1:] and not name.startswith(within)
-        if fits and distance(module(end.to(gain.device))[:2], last[:2]) <= tolerance:
+        if not isinstance(gain, Tensor) or gain.shape != end.shape[-1:] or name.startswith(within):
+            continue
+        if distance(module(end.to(gain.device))[:2], last[:2]) <= tolerance:
             return name
     return None
 
