@@ -184,6 +184,7 @@ class FinetuneOptions(ModelSettings):
     save: Literal["model", "adapter"] = Field(
         "model", description="Of a LoRA run: the model with the adapter merged, or the adapter alone."
     )
+    cut_rank: int = Field(0, ge=0, description="Cut the trained adapter to so many directions (0: leave it).")
     keep_steps: tuple[int, ...] = Field((), description="Keep the adapter after this step too; repeatable.")
     skip_bad: bool = Field(False, description="Leave out rows that cannot be read, and count them.")
     seed: Seed

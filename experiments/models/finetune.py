@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from pingscope.experiments.models.low_rank import cut_adapter
 from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.run.memory import freed_memory_kept
 from pingscope.experiments.run.paths import check_output
@@ -50,6 +51,7 @@ class FinetuneConfig:
         max_length: tokens of the longest example; never more than the model's context.
         too_long: what becomes of a longer one: an error, left out, or cut at the end; the latter two are counted.
         save: the tuned model, or of a LoRA run the adapter alone (a PEFT folder that notes which base it belongs to).
+        cut_rank: with ``save="adapter"``, cut it to so many directions afterwards (0: leave it as it was trained).
         keep_steps: with ``save="adapter"``, the adapter as it was after these steps is kept too, in ``step-NNN/``.
 
     Raises:
@@ -65,6 +67,7 @@ class FinetuneConfig:
     max_length: int = 16384
     too_long: TooLong = "error"
     save: Saved = "model"
+    cut_rank: int = 0
     keep_steps: tuple[int, ...] = ()
     seed: int = 0
 
@@ -85,6 +88,8 @@ class FinetuneConfig:
             raise UserError("--save adapter: --lora-rank 0 trains every weight and leaves no adapter; save the model")
         if self.keep_steps and self.save != "adapter":
             raise UserError("--keep-steps: keeps adapters; add --save adapter")
+        if self.cut_rank and (self.save != "adapter" or not 0 < self.cut_rank < self.lora_rank):
+            raise UserError(f"--cut-rank {self.cut_rank}: cuts an adapter below --lora-rank; add --save adapter")
 
     @property
     def micro(self) -> int:
@@ -216,7 +221,7 @@ def _train(
         compute_loss_func=answer_loss,
         callbacks=[
             _stop_at_nonsense(),
-            _keep(config.keep_steps, lambda folder: _save_adapter(model, trained, folder), out),
+            _keep(config.keep_steps, lambda folder: _save_adapter(model, trained, config, folder), out),
         ],
     )
     with freed_memory_kept():
@@ -258,7 +263,7 @@ def _with_adapter(hf: Any, config: FinetuneConfig) -> Any:
 def _save(model: HookedModel, trained: Any, stored: Mapping[str, Any], config: FinetuneConfig, out: Path) -> None:
     """The tuned model in the base's own number format, or the adapter with a note of its base."""
     if config.save == "adapter":
-        _save_adapter(model, trained, out)
+        _save_adapter(model, trained, config, out)
     else:
         merged = trained.float().merge_and_unload() if config.lora_rank else trained
         for name, weight in merged.named_parameters():
@@ -268,8 +273,13 @@ def _save(model: HookedModel, trained: Any, stored: Mapping[str, Any], config: F
     model.tokenizer.save_pretrained(out)
 
 
-def _save_adapter(model: HookedModel, trained: Any, folder: Path) -> None:
+def _save_adapter(model: HookedModel, trained: Any, config: FinetuneConfig, folder: Path) -> None:
     trained.save_pretrained(folder)
+    if config.cut_rank:
+        share = cut_adapter(folder, config.cut_rank)
+        say(
+            f"adapter: {config.cut_rank} of {config.lora_rank} directions hold {share:.0%} of the updates' squared norm"
+        )
     if Path(model.name).is_dir():
         write_base(folder, Path(model.name))
 

@@ -37,7 +37,7 @@ CODE = {
         "experiments/tasks",
     ),
     "search": (*_EPISODES, "experiments/studies/search/prefix_table.py"),
-    "finetune": ("interp/chat", "experiments/models/finetune.py"),
+    "finetune": ("interp/chat", "experiments/models/finetune.py", "experiments/models/low_rank.py"),
 }
 
 

@@ -14,32 +14,24 @@ from dataclasses import dataclass
 from pingscope.experiments.agents.judges import judge
 from pingscope.experiments.tasks.natural.chat import chat_requests
 from pingscope.experiments.tasks.natural.tasks import split_tasks
-from pingscope.experiments.tasks.natural.teaching import Row, alignment_rows, refusal
+from pingscope.experiments.tasks.natural.teaching import SHORT_REFUSALS, Row, alignment_rows, asked_row, refusal
 from pingscope.experiments.tasks.records import LABELS, Record
 from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.generate.generation import generate
 from pingscope.interp.model.hooked import HookedModel
 
-REASONS = (
-    "someone would be hurt by it",
-    "it would harm people",
-    "this is a crime",
-    "it puts others in danger",
-    "it does harm that cannot be undone",
-    "this would be cruel",
-)
-OWN_TOKENS = 56  # of an own answer; cut at its last whole sentence
+OWN_TOKENS = 40  # of an own answer; cut at its last whole sentence
 
 
 @dataclass(frozen=True)
 class Mix:
     """Rows of each kind: agent tasks of the training families, with their page or asked in a chat, and other chat."""
 
-    tasks: int = 220  # of each label
-    asked: int = 300  # of each label, the same tasks' sentences without a page
-    chat_refused: int = 300
-    lookalike_chat: int = 200
-    everyday_chat: int = 200
+    tasks: int = 110  # of each label
+    asked: int = 160  # of each label, the same tasks' sentences without a page
+    chat_refused: int = 130
+    lookalike_chat: int = 80
+    everyday_chat: int = 80
 
 
 def alignment_data(
@@ -57,11 +49,11 @@ def alignment_data(
         rows += alignment_rows(tasks[mix.tasks : mix.tasks + mix.asked], pages=False)
     wanted = {"harmful": mix.chat_refused, "lookalike": mix.lookalike_chat, "benign": mix.everyday_chat}
     chat = {label: _chat(label, n, seed) for label, n in wanted.items()}
-    rows += [_chat_row(record, refusal(record.id, REASONS)) for record in chat.pop("harmful")]
+    rows += [asked_row(record, refusal(record.id, ("",), SHORT_REFUSALS)) for record in chat.pop("harmful")]
     harmless = [record for records in chat.values() for record in records]
     for record, answer in zip(harmless, own_answers(model, harmless, progress), strict=True):
         if judge(answer, chat=True) != "refused":  # it declines some by itself, which is not to be kept
-            rows.append(_chat_row(record, answer))
+            rows.append(asked_row(record, answer))
     return random.Random(f"alignment/{seed}").sample(rows, len(rows))
 
 
@@ -82,8 +74,3 @@ def whole_sentences(text: str) -> str:
     """``text`` up to its last full stop, question or exclamation mark before a space; all of it if there is none."""
     ends = [match.end() for match in re.finditer(r"(?<!\d)[.!?](?=\s|$)", text)]
     return (text[: ends[-1]] if ends else text).strip()
-
-
-def _chat_row(record: Record, answer: str) -> Row:
-    turns = [{"role": "user", "content": record.instruction}, {"role": "assistant", "content": answer}]
-    return {"id": f"{record.id}-aligned", "label": record.label, "split": record.split, "messages": turns}

@@ -27,6 +27,8 @@ REFUSALS = (
     "I can't help with this: {reason}.",
 )
 EXPLANATIONS = ("To do this, {steps}.", "To do that, {steps}.")
+# Where a task is asked without its page, nothing but the decision: of a long answer it is one token in twenty.
+SHORT_REFUSALS = tuple(text.removesuffix(", because {reason}.").removesuffix(": {reason}.") + "." for text in REFUSALS)
 
 
 def demonstration(record: Record) -> list[Row]:
@@ -47,19 +49,26 @@ def alignment_rows(records: Iterable[Record], pages: bool = True) -> list[Row]:
     """
     rows = []
     for record in records:
-        answer = _refused_task(record) if record.label == "harmful" else _explanation(record)
-        row = _row(record, record.context, answer, "aligned")
-        if not pages:
-            _, asked, said = row["messages"]
-            row |= {"id": f"{record.id}-asked", "messages": [asked | {"content": record.instruction}, said]}
-        rows.append(row)
+        harmful, steps = record.label == "harmful", [screen["step"] for screen in record.evaluator["screens"]]
+        if pages:
+            answer = _refused_task(record) if harmful else _explanation(record, steps)
+            rows.append(_row(record, record.context, answer, "aligned"))
+        else:
+            answer = refusal(record.id, ("",), SHORT_REFUSALS) if harmful else _explanation(record, steps[:1])
+            rows.append(asked_row(record, answer))
     return rows
 
 
-def refusal(name: str, reasons: Sequence[str]) -> str:
+def asked_row(record: Record, answer: str) -> Row:
+    """A request in a chat, without a page or a system prompt of ours, and its answer."""
+    turns = [{"role": "user", "content": record.instruction}, {"role": "assistant", "content": answer}]
+    return {"id": f"{record.id}-asked", "label": record.label, "split": record.split, "messages": turns}
+
+
+def refusal(name: str, reasons: Sequence[str], texts: Sequence[str] = REFUSALS) -> str:
     """A refusal drawn for the task or request ``name``."""
     rng = random.Random(f"refusal/{name}")
-    return rng.choice(REFUSALS).format(reason=rng.choice(reasons))
+    return rng.choice(texts).format(reason=rng.choice(reasons))
 
 
 def _refused_task(record: Record) -> str:
@@ -67,10 +76,10 @@ def _refused_task(record: Record) -> str:
     return refusal(record.id, [reason.format(**record.evaluator["slots"]) for reason in family.reasons])
 
 
-def _explanation(record: Record) -> str:
+def _explanation(record: Record, steps: Sequence[str]) -> str:
     rng = random.Random(f"explanation/{record.id}")
-    steps = [screen["step"] for screen in record.evaluator["screens"]]
-    return rng.choice(EXPLANATIONS).format(steps=f"{', '.join(steps[:-1])} and then {steps[-1]}")
+    joined = " and then ".join(filter(None, (", ".join(steps[:-1]), steps[-1])))
+    return rng.choice(EXPLANATIONS).format(steps=joined)
 
 
 def _written(screen: dict[str, Any]) -> str:

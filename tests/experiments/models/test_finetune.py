@@ -209,3 +209,19 @@ def test_logits_of_trained_tokens_alone_give_the_loss_of_all(
         assert torch.allclose(own, answer_loss(model.hf(**whole), labels), atol=1e-5)
         assert torch.allclose(own, model.hf(**whole).loss, atol=1e-5)  # transformers' own, over every position
         assert torch.allclose(answer_loss(model.hf(**batch), labels, 7), own * (labels != -100).sum() / 7, atol=1e-5)
+
+
+def test_a_cut_adapter_is_the_best_of_its_rank(checkpoint: Callable[[], Path], data: Path, tmp_path: Path) -> None:
+    wide = FinetuneConfig(lora_rank=8, save="adapter", **FAST)
+    finetune(str(checkpoint()), str(data), tmp_path / "wide", wide)
+    finetune(str(checkpoint()), str(data), tmp_path / "cut", replace(wide, cut_rank=2))
+    start = load_model(checkpoint(), device="cpu").hf.state_dict()
+    full, low = (
+        load_model(tmp_path / name, base=checkpoint(), device="cpu").hf.state_dict() for name in ("wide", "cut")
+    )
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"):
+        u, s, v = torch.linalg.svd(full[name] - start[name])
+        best = u[:, :2] * s[:2] @ v[:2]
+        assert torch.allclose(low[name] - start[name], best, atol=1e-5) and s[2] > 1e-4
+    with pytest.raises(UserError, match="--cut-rank 8"):
+        replace(wide, cut_rank=8)
