@@ -116,13 +116,18 @@ def generate(
                 torch.manual_seed(seed + number)
                 spoken = model.continuations(batch, settings, live, past).tolist()
         for i, new in zip(order, spoken, strict=True):
-            end = next((k for k, token in enumerate(new) if token in ends), None)
-            ids = tuple(new[:end])
-            text = model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            out[i] = Generation(rows[i].id, text, ids, end is not None)
+            out[i] = _spoken(model, rows[i].id, new, ends)
         if progress is not None:
             progress(len(order))
     return [g for g in out if g is not None]
+
+
+def _spoken(model: HookedModel, name: str, new: Sequence[int], ends: Sequence[int]) -> Generation:
+    """New tokens up to the first that ends the answer, as text."""
+    end = next((k for k, token in enumerate(new) if token in ends), None)
+    ids = tuple(new[:end])
+    text = model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return Generation(name, text, ids, end is not None)
 
 
 def first_token_distribution(
