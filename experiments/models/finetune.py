@@ -188,7 +188,7 @@ def finetune(
         "left_out": encoded.left_out,
         "cut": encoded.cut,
         "skipped": len(skipped or ()),
-        "config": asdict(config),
+        "config": asdict(config) | {"keep_steps": list(config.keep_steps)},  # as JSON reads it back
         "loss": losses,
     }
     write_json(out / RECORD, record)
