@@ -291,6 +291,6 @@ def test_any_text_is_read(text):
      "<|tool_call_start|>", '<parameter name="a">b', "<|tool_call_begin|>a "],
 )  # fmt: skip
 def test_long_rubbish_takes_no_long_time(piece):
-    started = time.perf_counter()
+    started = time.process_time()
     judge(piece * (200_000 // len(piece)))
-    assert time.perf_counter() - started < 4  # twice the goal: machines differ
+    assert time.process_time() - started < 4  # twice the goal: machines differ

@@ -357,7 +357,7 @@ def test_without_comments_the_organism_is_trained_anew(pingscope, tmp_path, monk
         assert pingscope("study", "--out", tmp_path / str(i), *words)[0] == 0
     assert asked == [("shipped", True), ("trained", True), ("trained", False), ("tiny", False)]
     code, _, err = pingscope("study", "--out", tmp_path / "own", "--config", own, "--no-comments")
-    assert code == 2 and "--no-comments: trains the model organism" in err and err.count("\n") == 1
+    assert code == 2 and "--no-comments: trains the models that ship" in err and err.count("\n") == 1
 
 
 def test_a_transfer_lists_every_model_and_what_stands_behind_its_scores(pingscope, checkpoint, files, tmp_path):
