@@ -186,9 +186,11 @@ def provenance(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
         rows.append(("peak memory of one process", f"{number(meta['peak_memory_mb']):.0f} MB"))
     groups.append(("Time and memory", rows))
     groups.append(("Training of the model organism", _organism(meta.get("organism"))))
+    groups.append(("Training of the adapters", _adapters(meta.get("real"))))
     shown = {
         "title",
         "organism",
+        "real",
         "note",
         "models",
         "template_hash",
@@ -214,6 +216,19 @@ def _organism(log: Any) -> list[tuple[str, str]]:
     if last.get("checks"):
         step, refused, done = last["checks"][-1]
         rows.append((f"stopped after step {step}", f"{refused:.0%} refused, {number(done):.0%} done, training tasks"))
+    return rows
+
+
+def _adapters(log: Any) -> list[tuple[str, str]]:
+    """The two trainings of the real model in a line each; every logged loss stays in ``results.json``."""
+    rows = []
+    for name in ("base", "agent"):
+        one = log.get(name) if isinstance(log, dict) else None
+        if one:
+            config, losses = one["config"], one["loss"]
+            what = f"{one['steps']} steps, {one['examples']} examples, LoRA of rank {config['lora_rank']}, "
+            what += f"learning rate {config['learning_rate']:g}, batch {config['batch_size']}"
+            rows.append((name, what + (f", loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else "")))
     return rows
 
 

@@ -160,6 +160,16 @@ def test_empty_run_still_makes_a_page(tmp_path: Path) -> None:
     assert [i for i in page.ids() if i in SECTIONS] == [] and "Limits" in page.words
 
 
+def test_the_trainings_of_adapters_are_a_line_each(tmp_path: Path) -> None:
+    config = {"lora_rank": 64, "learning_rate": 7e-4, "batch_size": 4}
+    one = {"steps": 412, "examples": 1098, "config": config, "loss": [2.0, 0.5, 0.25]}
+    results = {"schema_version": 1, "meta": {"real": {"base": one, "agent": one | {"steps": 30}}}, "claims": []}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    words = " ".join(Page(build_report(tmp_path)).words.split())
+    line = "steps, 1098 examples, LoRA of rank 64, learning rate 0.0007, batch 4, loss 2.00 to 0.25"
+    assert f"base412 {line}" in words and f"agent30 {line}" in words
+
+
 def test_missing_numbers_are_drawn_as_missing(tmp_path: Path) -> None:
     """Every estimate of the sample emptied, by null values and intervals, one of each kind at a time."""
 

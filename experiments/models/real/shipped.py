@@ -16,6 +16,7 @@ from typing import Any
 
 from pingscope.experiments.models.real.models import RealModels, Say, fetched, found_models, merge_base
 from pingscope.experiments.models.shipping import check_files, digests
+from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json, sha256_of, write_json
 
 HERE = Path(__file__).parent / "shipped"
@@ -27,8 +28,10 @@ def unpack(out: Path, say: Say) -> RealModels:
     """SmolLM2, fetched, with the shipped adapters in ``out``, or as they were left there before.
 
     Raises:
-        UserError: a shipped file is damaged, or the model cannot be had.
+        UserError: a shipped file is damaged, none ships, or the model cannot be had.
     """
+    if not (HERE / "manifest.json").is_file():
+        raise UserError("real: no adapters ship with this version; train them: pingscope study --real --train")
     out, manifest = out.resolve(), read_json(HERE / "manifest.json")
     check_files(HERE, manifest, "pingscope study --real --train")
     fetched(out, say)

@@ -52,6 +52,8 @@ def test_trained_packed_and_unpacked_models_are_the_same(
     again = real.train_models(tmp_path / "one", say=lines.append, recipe=RECIPE)
     assert again == made and any("alignment" in line for line in lines)
 
+    with pytest.raises(UserError, match="no adapters ship"):
+        shipped.unpack(tmp_path / "none", lines.append)
     shipped.pack(tmp_path / "one", made.log)
     found = shipped.unpack(tmp_path / "two", lines.append)
     assert found.log == json.loads(json.dumps(made.log)) and found == shipped.unpack(tmp_path / "two", lines.append)
