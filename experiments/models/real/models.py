@@ -32,9 +32,12 @@ MERGED = "merged.json"  # in base/: of which adapter it was made, written last
 
 
 MIX = Mix()
-ALIGN = FinetuneConfig(lora_rank=8, learning_rate=1e-3, batch_size=16, micro_batch_size=8, save="adapter")
+# Wide, many small steps, cut afterwards: a low rank does not learn to tell harm in this time (docs/real-model.md).
+ALIGN = FinetuneConfig(
+    lora_rank=64, cut_rank=16, learning_rate=5e-4, batch_size=4, micro_batch_size=4, epochs=2, save="adapter"
+)
 AGENT = FinetuneConfig(
-    lora_rank=4, learning_rate=6e-4, batch_size=16, micro_batch_size=8, save="adapter", keep_steps=(10, 20)
+    lora_rank=16, cut_rank=4, learning_rate=6e-4, batch_size=16, micro_batch_size=8, save="adapter", keep_steps=(10, 20)
 )
 
 
