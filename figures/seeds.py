@@ -24,14 +24,14 @@ def seeds_figure(seeds: Mapping[str, Arms]) -> go.Figure:
     """Panels side by side, rows in the house's order of arms; seeds lie apart within a row, in their order."""
     arms = theme.sort_arms(list(dict.fromkeys(arm for found in seeds.values() for arm in found)))
     fig = theme.figure(ROW * len(arms) + 80, left=230, top=44)
-    width = 1 / len(COLUMNS)
+    width, style = 1 / len(COLUMNS), fig.layout.xaxis.to_plotly_json()
     for panel, column in enumerate(COLUMNS):
         axis = f"x{panel + 1}" if panel else "x"
         fig.update_layout(
-            {axis.replace("x", "xaxis", 1): fig.layout.xaxis.to_plotly_json() | {
+            {axis.replace("x", "xaxis", 1): style | {
                 "domain": [panel * width, (panel + 0.92) * width], "range": [-0.03, 1.03],
                 "tickvals": [0, 0.5, 1], "ticktext": ["0", "50", "100%"],
-                "title": {"text": column}, "side": "top",
+                "title": style.get("title", {}) | {"text": column}, "side": "top",
             }}
         )  # fmt: skip
         for row, arm in enumerate(arms):
