@@ -52,7 +52,7 @@ def section(results: Results) -> Section | None:
 
 
 def _bars(found: Bounds, arms: list[str], label: str, name: str) -> go.Figure:
-    fig = theme.figure(280, left=44, right=14, top=14, bottom=34)
+    fig = theme.figure(288, left=44, right=14, top=14, bottom=44)
     for place, arm in enumerate(arms):
         words, colour = ARMS[arm]
         cell = rate(found.behaviour[arm], label, name)
@@ -99,7 +99,8 @@ def _curve(losses: list[float], colour: str) -> go.Figure:
         line={"color": theme.colour(colour), "width": 2},
         hovertemplate="step %{x}: %{y:.2f} nats a token<extra></extra>",
     )  # fmt: skip
-    fig.update_xaxes(title_text="step", showgrid=False, tickformat="d")
+    every = max(1, (len(losses) - 1) // 5)  # whole steps alone: of a short curve the halves would be named twice
+    fig.update_xaxes(title_text="step", showgrid=False, tick0=0, dtick=every, tickformat="d")
     fig.update_yaxes(title_text="nats a token", rangemode="tozero")
     return fig
 
