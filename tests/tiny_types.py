@@ -113,7 +113,6 @@ NO_STREAM = {
     "gemma3n": _TOWER,
     "gemma4_assistant": _DRAFTS,
     "gemma4_unified_assistant": _DRAFTS,
-    "git": "can be read, but not continued: with a cache transformers takes an image's tokens to be in front",
     "hrm_text": "runs two stacks of blocks again and again for one token",
     "inkling2_text": "its blocks read a mixture of all earlier blocks' outputs instead of one sum",
     "musicgen": _SOUND,

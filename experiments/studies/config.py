@@ -38,7 +38,7 @@ class Models(_Strict):
     agent: str = Field("", description="hub id or folder of the fine-tuned agent")
     checkpoints: list[str] = Field([], description="further checkpoints of the fine-tuning, in order")
     chat_template: str = Field("", description="file with a chat template, for tokenizers without one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
 
 

@@ -156,6 +156,10 @@ def check_forward(model: Model) -> Findings:
             f"{kind}: the blocks at {where} put out neither its hidden states nor, normed, its last one; {remedy}"
         )
     behind = pads and max(distance(x[2, 1:], x[0, :-1]) for x in stream.values()) <= tolerance
+    if model.family.name == "custom":
+        behind = behind and not _continuation_problem(model, tolerance, padded=True)  # GIT: read, but not continued
+        if not behind and (problem := _continuation_problem(model, tolerance, padded=False)):
+            raise UserError(f"{kind}: {problem}, so it could be read but not answer; use another model")
     return Findings(_check_sums(model, seen, tolerance), behind, norm or "", first, idle)
 
 
@@ -214,6 +218,35 @@ def _counts_otherwise(model: Model, seen: _Seen) -> bool:
         model.takes_positions = True
     tolerance = TOLERANCE.get(alone[EMBED].dtype, 5e-2)
     return any(distance(alone[layer][:2], x[:2]) > tolerance for layer, x in seen.stream.items())
+
+
+def _continuation_problem(model: Model, tolerance: float, padded: bool) -> str:
+    """What is wrong with the second of two generated tokens, from what the model remembers of the text; or empty.
+
+    Args:
+        padded: beside a row behind padding.
+    """
+    from transformers import GenerationConfig
+
+    text = [model.vocab_size * (k + 1) // (N_TOKENS + 2) for k in range(N_TOKENS)]
+    ids = torch.tensor([text, [model.pad_id, *text[:-1]]][: 2 if padded else 1], device=model.device)
+    mask = torch.ones_like(ids)
+    mask[1:, 0] = 0
+    second = []
+    for cached in (True, False):
+        settings = GenerationConfig(
+            max_new_tokens=2, min_new_tokens=2, do_sample=False, use_cache=cached, pad_token_id=model.pad_id,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        try:
+            with model.evaluating():
+                said = model.hf.generate(ids, attention_mask=mask, generation_config=settings)
+        except Exception as broken:  # noqa: BLE001 - a foreign architecture fails in any way
+            reason = " ".join(str(broken).split())[:160]
+            return f"generation in transformers fails ({type(broken).__name__}: {reason})"
+        second.append(said.logits[1])
+    error = distance(*second)
+    return "" if error <= tolerance else f"from its cache it predicts otherwise than anew (off by {error:.1e})"
 
 
 class _StreamsFound(Exception):

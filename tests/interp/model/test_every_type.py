@@ -42,13 +42,12 @@ def test_a_type_is_read_edited_and_continued(kind):
 def test_a_type_without_a_stream_is_refused_with_its_reason(kind):
     assert kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, f"{kind}: gone from transformers; strike it from NO_STREAM"
     try:
-        check_type(kind)
-    except UserError as error:
-        assert "\n" not in str(error)
-    except Exception:  # noqa: BLE001 - transformers itself cannot build it so small, or at all
-        pass
-    else:
-        pytest.fail(f"{kind}: works now; strike it from NO_STREAM and from docs/loading.md")
+        hf = tiny_model(kind, len(TOKENIZER))
+    except Exception as broken:  # noqa: BLE001 - transformers itself cannot build it so small, or at all
+        pytest.skip(f"transformers cannot build it: {broken!r}"[:200])
+    with pytest.raises(UserError) as refused:  # if not: strike it from NO_STREAM and from docs/loading.md
+        HookedModel(hf, TOKENIZER)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_documentation_lists_them():
