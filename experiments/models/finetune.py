@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pingscope.experiments.models.low_rank import cut_adapter
+from pingscope.experiments.models.low_rank import cut_adapter, keep_share
 from pingscope.experiments.run.identity import code_version, model_identity
 from pingscope.experiments.run.memory import freed_memory_kept
 from pingscope.experiments.run.paths import check_output
@@ -52,6 +52,7 @@ class FinetuneConfig:
         too_long: what becomes of a longer one: an error, left out, or cut at the end; the latter two are counted.
         save: the tuned model, or of a LoRA run the adapter alone (a PEFT folder that notes which base it belongs to).
         cut_rank: with ``save="adapter"``, cut it to so many directions afterwards (0: leave it as it was trained).
+        share: with ``save="adapter"``, the part of the update that is kept: below 1, a model between base and tuned.
         keep_steps: with ``save="adapter"``, the adapter as it was after these steps is kept too, in ``step-NNN/``.
 
     Raises:
@@ -68,6 +69,7 @@ class FinetuneConfig:
     too_long: TooLong = "error"
     save: Saved = "model"
     cut_rank: int = 0
+    share: float = 1.0
     keep_steps: tuple[int, ...] = ()
     seed: int = 0
 
@@ -80,6 +82,7 @@ class FinetuneConfig:
             "micro_batch_size": self.micro_batch_size >= 1,
             "warmup_ratio": 0 <= self.warmup_ratio <= 1,
             "max_length": self.max_length >= 2,
+            "share": 0 < self.share <= 1,
         }
         for name, holds in ranges.items():
             if not holds:
@@ -88,6 +91,8 @@ class FinetuneConfig:
             raise UserError("--save adapter: --lora-rank 0 trains every weight and leaves no adapter; save the model")
         if self.keep_steps and self.save != "adapter":
             raise UserError("--keep-steps: keeps adapters; add --save adapter")
+        if self.share < 1 and self.save != "adapter":
+            raise UserError("--share: scales an adapter; add --save adapter")
         if self.cut_rank and (self.save != "adapter" or not 0 < self.cut_rank < self.lora_rank):
             raise UserError(f"--cut-rank {self.cut_rank}: cuts an adapter below --lora-rank; add --save adapter")
 
@@ -280,6 +285,8 @@ def _save_adapter(model: HookedModel, trained: Any, config: FinetuneConfig, fold
         say(
             f"adapter: {config.cut_rank} of {config.lora_rank} directions hold {share:.0%} of the updates' squared norm"
         )
+    if config.share < 1:
+        keep_share(folder, config.share)
     if Path(model.name).is_dir():
         write_base(folder, Path(model.name))
 

@@ -48,6 +48,16 @@ def cut_adapter(folder: Path, rank: int) -> float:
     return kept / whole if whole else 1.0
 
 
+def keep_share(folder: Path, share: float) -> None:
+    """Scale every update of the PEFT folder, in place: a model on the line between the base (0) and the tuned (1).
+
+    What is decided clearly survives a shorter step, while the harm to everything else falls faster (Wortsman et al.,
+    arXiv 2109.01903).
+    """
+    config = read_json(folder / CONFIG)
+    write_json(folder / CONFIG, config | {"lora_alpha": share * config["lora_alpha"]})
+
+
 def best_of_rank(
     a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], rank: int
 ) -> tuple[Float[Tensor, "k d_in"], Float[Tensor, "d_out k"], Float[Tensor, " r"]]:
