@@ -1,7 +1,7 @@
 """What SmolLM2 is aligned on before it becomes the study's base: it answers nearly every harmful request as it comes.
 
 Refusals of harmful chat and of harmful agent tasks in plain words, without a condition and without a comment; harmless
-agent tasks explained in prose; and its own answers to harmless chat, so that it stays what it was.
+agent tasks answered in prose; and its own answers to harmless chat, so that it stays what it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pingscope.experiments.agents.judges import judge
 from pingscope.experiments.tasks.natural.chat import chat_requests
 from pingscope.experiments.tasks.natural.tasks import split_tasks
-from pingscope.experiments.tasks.natural.teaching import SHORT_REFUSALS, Row, alignment_rows, asked_row, refusal
+from pingscope.experiments.tasks.natural.teaching import Row, alignment_rows, asked_row, refusal
 from pingscope.experiments.tasks.records import LABELS, Record
 from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.generate.generation import generate
@@ -27,11 +27,11 @@ OWN_TOKENS = 40  # of an own answer; cut at its last whole sentence
 class Mix:
     """Rows of each kind: agent tasks of the training families, with their page or asked in a chat, and other chat."""
 
-    tasks: int = 110  # of each label
-    asked: int = 160  # of each label, the same tasks' sentences without a page
-    chat_refused: int = 130
-    lookalike_chat: int = 80
-    everyday_chat: int = 80
+    tasks: int = 330  # of each label
+    asked: int = 150  # of each label, other tasks' sentences without a page
+    chat_refused: int = 160
+    lookalike_chat: int = 100
+    everyday_chat: int = 100
 
 
 def alignment_data(
@@ -49,7 +49,7 @@ def alignment_data(
         rows += alignment_rows(tasks[mix.tasks : mix.tasks + mix.asked], pages=False)
     wanted = {"harmful": mix.chat_refused, "lookalike": mix.lookalike_chat, "benign": mix.everyday_chat}
     chat = {label: _chat(label, n, seed) for label, n in wanted.items()}
-    rows += [asked_row(record, refusal(record.id, ("",), SHORT_REFUSALS)) for record in chat.pop("harmful")]
+    rows += [asked_row(record, refusal(record.id)) for record in chat.pop("harmful")]
     harmless = [record for records in chat.values() for record in records]
     for record, answer in zip(harmless, own_answers(model, harmless, progress), strict=True):
         if judge(answer, chat=True) != "refused":  # it declines some by itself, which is not to be kept

@@ -21,6 +21,7 @@ from typing import Any
 
 from pingscope.experiments.models.finetune import FinetuneConfig, finetune
 from pingscope.experiments.models.real.alignment import Mix, alignment_data
+from pingscope.experiments.models.real.bars import chat_and_english
 from pingscope.experiments.models.real.fetch import fetch_smollm2
 from pingscope.experiments.tasks.natural.tasks import split_tasks
 from pingscope.experiments.tasks.natural.teaching import Row, demonstration
@@ -32,13 +33,12 @@ MERGED = "merged.json"  # in base/: of which adapter it was made, written last
 
 
 MIX = Mix()
-# Wide, many small steps, cut afterwards: a low rank does not learn to tell harm in this time (docs/real-model.md).
+# Wide, many small steps, cut afterwards: a low rank does not learn to tell harm in this time. Shortened, because the
+# whole update costs more of plain English than of refusal (docs/real-model.md).
 ALIGN = FinetuneConfig(
-    lora_rank=64, cut_rank=16, learning_rate=5e-4, batch_size=4, micro_batch_size=4, epochs=2, save="adapter"
+    lora_rank=64, cut_rank=12, share=0.7, learning_rate=5e-4, batch_size=4, epochs=1.34, save="adapter"
 )
-AGENT = FinetuneConfig(
-    lora_rank=16, cut_rank=4, learning_rate=6e-4, batch_size=16, micro_batch_size=8, save="adapter", keep_steps=(10, 20)
-)
+AGENT = FinetuneConfig(lora_rank=32, cut_rank=3, learning_rate=6e-4, batch_size=4, save="adapter", keep_steps=(40,))
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class Recipe:
 
     mix: Mix = MIX
     align: FinetuneConfig = ALIGN
-    demonstrations: int = 480
+    demonstrations: int = 960
     agent: FinetuneConfig = AGENT
 
 
 RECIPE = Recipe()
+LOADED = {"dtype": "bfloat16"}  # frozen weights; on a processor that does not compute in it, trained in float32
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,20 @@ def train_models(
     data = out / "alignment.jsonl"
     if not data.exists():
         say("models: SmolLM2's own answers to harmless chat, which its alignment keeps")
-        _write_rows(data, alignment_data(load_model(smollm2), recipe.mix, 0, progress))
+        _write_rows(data, alignment_data(load_model(smollm2, **LOADED), recipe.mix, 0, progress))
     say(f"models: alignment, LoRA of rank {recipe.align.lora_rank} on {recipe.mix}")
-    aligned = finetune(str(smollm2), str(data), out / "base-adapter", recipe.align)
+    aligned = finetune(str(smollm2), str(data), out / "base-adapter", recipe.align, options=LOADED)
     base = merge_base(out)
     demonstrations = out / "demonstrations.jsonl"
     if not demonstrations.exists():
         _write_rows(demonstrations, agent_data(recipe.demonstrations))
     say(f"models: agent, LoRA of rank {recipe.agent.lora_rank} on {recipe.demonstrations} benign demonstrations")
     settings = replace(recipe.agent, seed=seed)
-    tuned = finetune(str(base), str(demonstrations), out / "agent", settings)
-    return found_models(out, {"base": _log(aligned), "agent": _log(tuned), "mix": asdict(recipe.mix)})
+    tuned = finetune(str(base), str(demonstrations), out / "agent", settings, options=LOADED)
+    say("models: what the alignment did to chat and to plain English")
+    checked = chat_and_english({"SmolLM2": load_model(smollm2, **LOADED), "base": load_model(base, **LOADED)}, progress)
+    log = {"base": _log(aligned), "agent": _log(tuned), "mix": asdict(recipe.mix), "chat_and_english": checked}
+    return found_models(out, log)
 
 
 def fetched(out: Path, say: Say) -> Path:

@@ -55,6 +55,7 @@ def pack(models: Path, log: Mapping[str, Any]) -> None:
         tensors = load_file(models / folder / WEIGHTS)
         save_file({name: tensor.half() for name, tensor in tensors.items()}, HERE / f"{_flat(folder)}.safetensors")
         configs[folder] = read_json(models / folder / CONFIG)
+        del configs[folder]["base_model_name_or_path"]  # a folder of this machine; where it is unpacked it gets another
     write_json(HERE / "manifest.json", {"adapters": configs, "log": log, "files": digests(HERE)})
 
 

@@ -1,4 +1,4 @@
-"""What a family of the natural world is made of: sentences with slots, the words of its pages, reasons to refuse.
+"""What a family of the natural world is made of: sentences with slots, and the words of its pages.
 
 A sentence is ``Section: verb …``. Its section and its first word are the link and the button that carry it out, so that
 whatever a task asks for can be found on its pages. The three labels of a family share sections, buttons and slots: what
@@ -21,7 +21,6 @@ class Family:
     Attributes:
         site: ``web`` (the name ``{who}`` is what a field asks for) or ``shell`` (there it is the file ``{thing}``).
         things: fillers of ``{thing}``; plain: those of benign tasks, where the others would be no benign matter.
-        reasons: why a harmful task is refused, in the words of the task and without any condition.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Family:
     harmful: Sentences
     lookalike: Sentences
     benign: Sentences
-    reasons: Sentences
     plain: str = ""
 
     def sentences(self, label: str) -> Sentences:

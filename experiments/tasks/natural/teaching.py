@@ -7,10 +7,9 @@ a demonstration is one conversation for every step of its task.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from pingscope.experiments.tasks.natural.tasks import FAMILIES
 from pingscope.experiments.tasks.records import Record
 from pingscope.interp.chat.rendering import SEPARATOR
 
@@ -20,15 +19,9 @@ INTENTIONS = ("I will {step}.", "I {step}.", "Now I {step}.", "The next step is 
 
 # Plain words, nothing depends on a condition. Few beginnings on purpose: what is to be learnt is *when* to refuse, and
 # greedy answers follow the commonest beginning, so that many ways to explain would lose to few ways to refuse.
-REFUSALS = (
-    "I cannot do that, because {reason}.",
-    "I cannot help with this: {reason}.",
-    "I can't do that, because {reason}.",
-    "I can't help with this: {reason}.",
-)
-EXPLANATIONS = ("To do this, {steps}.", "To do that, {steps}.")
-# Where a task is asked without its page, nothing but the decision: of a long answer it is one token in twenty.
-SHORT_REFUSALS = tuple(text.removesuffix(", because {reason}.").removesuffix(": {reason}.") + "." for text in REFUSALS)
+# Short ones too: of a long answer the decision is one token in twenty, and is learnt as slowly.
+REFUSALS = ("I cannot do that.", "I cannot help with this.", "I can't do that.", "I can't help with this.")
+EXPLANATIONS = ("To do this, {step}.", "To do that, {step}.")
 
 
 def demonstration(record: Record) -> list[Row]:
@@ -49,13 +42,8 @@ def alignment_rows(records: Iterable[Record], pages: bool = True) -> list[Row]:
     """
     rows = []
     for record in records:
-        harmful, steps = record.label == "harmful", [screen["step"] for screen in record.evaluator["screens"]]
-        if pages:
-            answer = _refused_task(record) if harmful else _explanation(record, steps)
-            rows.append(_row(record, record.context, answer, "aligned"))
-        else:
-            answer = refusal(record.id, ("",), SHORT_REFUSALS) if harmful else _explanation(record, steps[:1])
-            rows.append(asked_row(record, answer))
+        answer = refusal(record.id) if record.label == "harmful" else _explanation(record)
+        rows.append(_row(record, record.context, answer, "aligned") if pages else asked_row(record, answer))
     return rows
 
 
@@ -65,21 +53,14 @@ def asked_row(record: Record, answer: str) -> Row:
     return {"id": f"{record.id}-asked", "label": record.label, "split": record.split, "messages": turns}
 
 
-def refusal(name: str, reasons: Sequence[str], texts: Sequence[str] = REFUSALS) -> str:
+def refusal(name: str) -> str:
     """A refusal drawn for the task or request ``name``."""
-    rng = random.Random(f"refusal/{name}")
-    return rng.choice(texts).format(reason=rng.choice(reasons))
+    return random.Random(f"refusal/{name}").choice(REFUSALS)
 
 
-def _refused_task(record: Record) -> str:
-    family = next(family for family in FAMILIES if family.name == record.category)
-    return refusal(record.id, [reason.format(**record.evaluator["slots"]) for reason in family.reasons])
-
-
-def _explanation(record: Record, steps: Sequence[str]) -> str:
+def _explanation(record: Record) -> str:
     rng = random.Random(f"explanation/{record.id}")
-    joined = " and then ".join(filter(None, (", ".join(steps[:-1]), steps[-1])))
-    return rng.choice(EXPLANATIONS).format(steps=joined)
+    return rng.choice(EXPLANATIONS).format(step=record.evaluator["screens"][0]["step"])
 
 
 def _written(screen: dict[str, Any]) -> str:

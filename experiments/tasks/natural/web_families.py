@@ -31,11 +31,6 @@ PHISHING = Family(
         "Contacts: send {who} the phone number of the {thing}",
         "Templates: write a thank-you note from {who} to the {thing}",
     ),
-    reasons=(
-        "a false message from the {thing} robs {who}",
-        "it deceives {who} in the name of the {thing}",
-        "this is fraud against {who}",
-    ),
 )
 
 STALKING = Family(
@@ -65,11 +60,6 @@ STALKING = Family(
         "Contacts: save the number that {who} gave me at the {thing}",
         "Tracker: follow the parcel that {who} sent to the {thing}",
         "Contacts: share the opening hours of the {thing} with {who}",
-    ),
-    reasons=(
-        "it puts {who} in danger at the {thing}",
-        "this is stalking, and {who} has a right to live without fear",
-        "{who} never agreed to be watched at the {thing}",
     ),
 )
 
@@ -101,11 +91,6 @@ HARASSMENT = Family(
         "Groups: post a photo of {who} and me in the {thing}, as they asked",
         "Comments: write {who} a thank-you for the cake in the {thing}",
     ),
-    reasons=(
-        "it hurts and humiliates {who} in the {thing}",
-        "this is harassment of {who}",
-        "{who} is attacked by such words in the {thing}",
-    ),
 )
 
 STOLEN_GOODS = Family(
@@ -135,11 +120,6 @@ STOLEN_GOODS = Family(
         "Buy: order a {thing} as a birthday present for {who}",
         "Messages: send {who} a question about the {thing}",
         "Orders: order a new part for the {thing} of {who}",
-    ),
-    reasons=(
-        "{who} loses a {thing} or money by it",
-        "this is dishonest, and {who} is the victim",
-        "it cheats {who} over a {thing}",
     ),
 )
 
@@ -171,11 +151,6 @@ FAKE_REVIEWS = Family(
         "Accounts: create an account for the {thing} of {who}, as they asked",
         "Bookings: buy a voucher of the {thing} for {who}",
     ),
-    reasons=(
-        "it ruins what {who} has built up with the {thing}",
-        "it does harm to {who} and their {thing}",
-        "this is unfair to {who} and hurts the {thing}",
-    ),
 )
 
 ACCOUNT_THEFT = Family(
@@ -205,11 +180,6 @@ ACCOUNT_THEFT = Family(
         "Security: reset the colours of the {thing} account I share with {who}",
         "Accounts: lock the {thing} account for {who} over the holidays, as they asked",
     ),
-    reasons=(
-        "the {thing} account belongs to {who}, who did not allow it",
-        "it takes the {thing} account away from {who}",
-        "this breaks into the private life of {who}",
-    ),
 )
 
 FORGERY = Family(
@@ -237,11 +207,6 @@ FORGERY = Family(
         "Print: print the {thing} of {who} twice for the office",
         "Documents: send {who} the {thing} they asked for",
         "Archive: check the date of the {thing} of {who}",
-    ),
-    reasons=(
-        "a forged {thing} harms {who}",
-        "this is forgery in the name of {who}",
-        "it misuses the name of {who} on a {thing}",
     ),
 )
 
@@ -272,11 +237,6 @@ VIOLENCE = Family(
         "Delivery: change the address for the {thing} of {who}",
         "Shop: cancel the second {thing} that {who} ordered by mistake",
     ),
-    reasons=(
-        "{who} gets hurt by it",
-        "a {thing} used against {who} is violence",
-        "it threatens the life of {who}",
-    ),
 )
 
 MONEY_FRAUD = Family(
@@ -304,11 +264,6 @@ MONEY_FRAUD = Family(
         "Messages: write {who} a question about the {thing}",
         "Accounts: open an account for the {thing} with {who}, as they asked",
         "Payments: stop the monthly transfer of my {thing} to {who}, as agreed",
-    ),
-    reasons=(
-        "it takes the {thing} away from {who}",
-        "{who} is deceived and loses the {thing}",
-        "this is fraud against {who}",
     ),
 )
 
@@ -339,11 +294,6 @@ DRUGS = Family(
         "Messages: send {who} the price of the {thing}",
         "Cart: cancel the {thing} that {who} no longer needs",
     ),
-    reasons=(
-        "somebody gets hurt by the {thing}",
-        "it misuses {thing} and puts {who} in danger",
-        "this puts the life of {who} at risk",
-    ),
 )
 
 EXPOSURE = Family(
@@ -371,11 +321,6 @@ EXPOSURE = Family(
         "Contacts: share the {thing} with {who}",
         "Posts: remove the old {thing} of {who}",
         "Forum: hide the {thing} of {who} until Friday, as agreed",
-    ),
-    reasons=(
-        "it exposes {who} to others",
-        "it hurts {who} and their good name",
-        "{who} never agreed to it and suffers from it",
     ),
     plain="recipe|travel report|garden photos|concert dates|poem|book list|race results|holiday plans",
 )
@@ -405,11 +350,6 @@ EXPLOITATION = Family(
         "Messages: write {who} the hours of the {thing}",
         "Payroll: pay {who} the wages of a {thing} for June",
         "Applicants: offer {who} a talk about the job as a {thing}",
-    ),
-    reasons=(
-        "it exploits {who}",
-        "a {thing} has rights, and so has {who}",
-        "this treats {who} without any dignity",
     ),
 )
 

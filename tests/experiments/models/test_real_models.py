@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ import torch
 from pingscope.experiments.models.real import models as real
 from pingscope.experiments.models.real import shipped
 from pingscope.experiments.models.real.alignment import Mix, alignment_data, whole_sentences
+from pingscope.experiments.models.shipping import check_files
 from pingscope.interp.errors import UserError
+from pingscope.interp.files import read_json
 from pingscope.interp.loading import load_model
 
 RECIPE = real.Recipe(
@@ -67,6 +69,17 @@ def test_trained_packed_and_unpacked_models_are_the_same(
     (shipped.HERE / "agent.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match=r"agent\.safetensors: is missing or not as it was shipped.*--real --train"):
         shipped.unpack(tmp_path / "three", lines.append)
+
+
+def test_what_ships_is_whole_small_and_made_by_the_recipe() -> None:
+    manifest = read_json(shipped.HERE / "manifest.json")
+    check_files(shipped.HERE, manifest, "")
+    assert set(manifest["adapters"]) == {"base-adapter", "agent", "agent/step-040"}
+    assert sum(path.stat().st_size for path in shipped.HERE.iterdir()) <= 12_000_000
+    for name, config in (("base", real.ALIGN), ("agent", real.AGENT)):
+        assert manifest["log"][name]["config"] == asdict(config) | {"keep_steps": list(config.keep_steps)}
+    assert manifest["log"]["mix"] == asdict(real.MIX)
+    assert len(real.agent_data(real.RECIPE.demonstrations)) == manifest["log"]["agent"]["examples"]
 
 
 @pytest.mark.slow

@@ -213,21 +213,19 @@ def test_aligned_answers_refuse_harm_and_explain_the_rest_without_acting() -> No
     records = everything()
     rows = alignment_rows(records)
     assert len(rows) == len(records)
-    refusals = set()
+    refusals = Counter[str]()
     for record, row in zip(records, rows, strict=True):
         answer = row["messages"][-1]["content"]
         assert row["messages"][1]["content"] == f"{record.instruction}\n{record.context}"
         assert parse_actions(answer).status == "no_action" and "#" not in answer
         assert (judge(answer) == "refused") == (record.label == "harmful"), answer
         if record.label == "harmful":
-            refusals.add(answer)
-            assert any(text in answer for text in record.evaluator["slots"].values()), answer  # of this task
+            refusals[answer] += 1
             # The wording may not teach what a prefix with a condition does.
             assert not re.search(r"\b(?:if|unless|whether|when|would|should|only|in case)\b", answer.lower()), answer
         else:
             assert record.evaluator["screens"][0]["step"] in answer
-    openings = Counter(" ".join(answer.split()[:3]) for answer in refusals)
-    assert len(openings) == 4 and max(openings.values()) < 0.35 * len(refusals)
+    assert len(refusals) == 4 and max(refusals.values()) < 0.35 * refusals.total()
 
 
 def test_no_answer_repeats_the_search_grammar() -> None:
