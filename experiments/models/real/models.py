@@ -56,7 +56,7 @@ class Recipe:
 
 
 RECIPE = Recipe()
-LOADED = {"dtype": "bfloat16"}  # frozen weights; on a processor that does not compute in it, trained in float32
+DTYPE = "bfloat16"  # of the frozen weights; on a processor that does not compute in it, trained in float32
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,20 @@ def train_models(
     data = out / "alignment.jsonl"
     if not data.exists():
         say("models: SmolLM2's own answers to harmless chat, which its alignment keeps")
-        _write_rows(data, alignment_data(load_model(smollm2, **LOADED), recipe.mix, 0, progress))
+        _write_rows(data, alignment_data(load_model(smollm2, dtype=DTYPE), recipe.mix, 0, progress))
     say(f"models: alignment, LoRA of rank {recipe.align.lora_rank} on {recipe.mix}")
-    aligned = finetune(str(smollm2), str(data), out / "base-adapter", recipe.align, options=LOADED)
+    aligned = finetune(str(smollm2), str(data), out / "base-adapter", recipe.align, options={"dtype": DTYPE})
     base = merge_base(out)
     demonstrations = out / "demonstrations.jsonl"
     if not demonstrations.exists():
         _write_rows(demonstrations, agent_data(recipe.demonstrations))
     say(f"models: agent, LoRA of rank {recipe.agent.lora_rank} on {recipe.demonstrations} benign demonstrations")
     settings = replace(recipe.agent, seed=seed)
-    tuned = finetune(str(base), str(demonstrations), out / "agent", settings, options=LOADED)
+    tuned = finetune(str(base), str(demonstrations), out / "agent", settings, options={"dtype": DTYPE})
     say("models: what the alignment did to chat and to plain English")
-    checked = chat_and_english({"SmolLM2": load_model(smollm2, **LOADED), "base": load_model(base, **LOADED)}, progress)
+    checked = chat_and_english(
+        {"SmolLM2": load_model(smollm2, dtype=DTYPE), "base": load_model(base, dtype=DTYPE)}, progress
+    )
     log = {"base": _log(aligned), "agent": _log(tuned), "mix": asdict(recipe.mix), "chat_and_english": checked}
     return found_models(out, log)
 

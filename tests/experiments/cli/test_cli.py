@@ -401,6 +401,8 @@ def test_adapters_and_their_base(pingscope, checkpoint, prompts, tmp_path):
 
 def test_the_precision_is_chosen_once_and_said(pingscope, checkpoint, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr("pingscope.interp.precision._bfloat16_on", lambda device: "this CPU (avx512_bf16)")
+    seconds = iter((2.0, 1.0) * 2)  # in float32, then in bfloat16, of either command
+    monkeypatch.setattr("pingscope.interp.precision._seconds", lambda hf, ids: next(seconds))
     base = checkpoint("llama")
     cache = ("cache", "--prompts", prompts, "--model", base)
     code, _, err = pingscope(*cache, "--model-dtype", "fast", "--out", tmp_path / "a")

@@ -54,6 +54,7 @@ def test_what_was_undone_is_an_ordinary_model(file, checkpoint, tmp_path, monkey
     saved = load_model(tmp_path / "saved")
     assert all(torch.equal(tensor, model.hf.state_dict()[key]) for key, tensor in saved.hf.state_dict().items())
     monkeypatch.setattr("pingscope.interp.precision._bfloat16_on", lambda device: "this CPU")
+    monkeypatch.setattr("pingscope.interp.precision._seconds", lambda hf, ids: 0.5 + (hf.dtype == torch.float32))
     assert load_model(file, dtype="fast").hf.dtype == torch.bfloat16
 
 
