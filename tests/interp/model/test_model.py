@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import FAMILIES, TEMPLATE, VISION_LANGUAGE, build_model, train_tokenizer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pingscope.interp import HookedModel, Prompt, UserError, load_model
 from pingscope.interp.model.check import distance
@@ -120,6 +121,14 @@ def test_unknown_architecture_names_what_it_found_and_the_argument():
         HookedModel(hf, tokenizer)
     with pytest.raises(UserError, match=r"no list of blocks at blocks=.model\.lairs."):
         HookedModel(hf, tokenizer, blocks="model.lairs")
+    with pytest.raises(UserError, match=r"generation in transformers fails.*read but not answer"):
+        HookedModel(hf, tokenizer, blocks="stack.layers")  # its own forward pass looks for what was renamed
+
+    def forward(input_ids, attention_mask=None, past_key_values=None, use_cache=None, **_):
+        out = hf.stack(input_ids, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+        return CausalLMOutputWithPast(logits=hf.lm_head(out.last_hidden_state), past_key_values=out.past_key_values)
+
+    hf.forward = forward
     found = HookedModel(hf, tokenizer, blocks="stack.layers")
     assert found.n_layers == 4 and found.family.name == "custom"
 
