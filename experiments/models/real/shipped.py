@@ -1,6 +1,6 @@
 """The adapters of SmolLM2 that come with the project, in float16: alignment, agent, and the agent on its way.
 
-They were made by::
+Trained with the settings of the recipe; the way to make them anew::
 
     pingscope study --real --train --out STUDY
     python -m pingscope.experiments.models.real.shipped STUDY/models
