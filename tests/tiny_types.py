@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 LAYERS = 4
@@ -104,6 +105,14 @@ _TOWER = "its vision tower needs the package timm; the text model inside, gemma3
 _DRAFTS = "drafts tokens for a larger Gemma 4 from that model's keys and values; it reads no text by itself"
 _POSITIONS = "counts positions from its padding token's id, while generation in transformers counts them from 0"
 _SOUND = "generates codes of sound, several at a time, not text"
+# Types whose tiny random model transformers does not build here, and how that fails.
+NOT_BUILT = {
+    "gemma3n": ImportError,
+    "gemma4_assistant": StrictDataclassClassValidationError,
+    "gemma4_unified_assistant": ValueError,
+    "musicgen": AttributeError,
+    "musicgen_melody": AttributeError,
+}
 # Types that cannot be read, and why.
 NO_STREAM = {
     "blt": "reads bytes through four networks of different widths, patch by patch",

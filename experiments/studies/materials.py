@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,11 +161,12 @@ def _real_bench(config: StudyConfig, run: Run) -> Bench:
     else:
         with bar("own answers", None) as advance:
             real = train_models(run.folder / "models", seed=config.seed, say=say, progress=advance)
-    n, dtype = config.tasks, config.models.dtype
+    config, models = _loaded(config, run, real.base, real.agent)
+    n = config.tasks
     return Bench(
         config,
         run,
-        {name: load_model(folder, dtype=dtype) for name, folder in (("base", real.base), ("agent", real.agent))},
+        models,
         real.checkpoints,
         read_tasks("natural:validation:2", n.n_validation, config.seed),
         read_tasks("natural:test:2", n.n_test, config.seed),
@@ -176,12 +178,8 @@ def _real_bench(config: StudyConfig, run: Run) -> Bench:
 
 def _own_bench(config: StudyConfig, run: Run) -> Bench:
     hide_weight_bars()
+    config, models = _loaded(config, run, config.models.base, config.models.agent)
     names, sets = config.models, config.tasks
-    template = read_template(Path(names.chat_template) if names.chat_template else None)
-    models = {
-        name: load_model(path, device=names.device, dtype=names.dtype, chat_template=template)
-        for name, path in (("base", names.base), ("agent", names.agent))
-    }
     base, agent = models["base"], models["agent"]
     if (base.n_layers, base.d_model) != (agent.n_layers, agent.d_model):
         raise UserError(
@@ -199,3 +197,22 @@ def _own_bench(config: StudyConfig, run: Run) -> Bench:
         config, run, models, list(enumerate(names.checkpoints, 1)), validation, test, chat,
         config.system_prompt or SAFETY_SYSTEM,
     )  # fmt: skip
+
+
+def _loaded(
+    config: StudyConfig, run: Run, base: Path | str, agent: Path | str
+) -> tuple[StudyConfig, dict[str, HookedModel]]:
+    """Both models, and the study with its number format settled.
+
+    ``fast`` is decided once, on the base, and kept in the run's folder: the agent, every checkpoint, a second process
+    and a resumed run compute as the base did, however quick this machine is by then.
+    """
+    names = config.models
+    template = read_template(Path(names.chat_template) if names.chat_template else None)
+    load = partial(load_model, device=names.device, chat_template=template)
+    if names.dtype == "fast":
+        inputs = {"base": str(base), "device": names.device, "code": code_version("study")}
+        chosen = run.stage("precision", inputs, lambda: str(load(base, dtype="fast").hf.dtype).removeprefix("torch."))
+        names = names.model_copy(update={"dtype": chosen})
+        config = config.model_copy(update={"models": names})
+    return config, {name: load(folder, dtype=names.dtype) for name, folder in (("base", base), ("agent", agent))}
