@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,12 @@ class Estimate:
         """JSON form: NaN (nothing to estimate, no interval) becomes ``None``."""
         low, high = (_finite(bound) for bound in self.ci)
         return {"value": _finite(self.value), "ci": [low, high], "n": self.n, "n_missing": self.n_missing}
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """A mean of logarithms as a geometric mean: of negative log-likelihoods in nats, the perplexity."""
+    low, high = (math.exp(bound) for bound in estimate.ci)
+    return replace(estimate, value=math.exp(estimate.value), ci=(low, high))
 
 
 def rate(values: Values) -> Estimate:

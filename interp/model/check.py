@@ -182,8 +182,13 @@ def _first_pass(model: Model) -> tuple[_Seen, Any, bool]:
     ) from failures[-1]
 
 
+def _some_ids(model: Model) -> list[int]:
+    """One token more than a row of a trial holds, spread over the vocabulary."""
+    return [model.vocab_size * (k + 1) // (N_TOKENS + 2) for k in range(N_TOKENS + 1)]
+
+
 def _run(model: Model, pads: bool) -> tuple[_Seen, Any]:
-    *text, other = (model.vocab_size * (k + 1) // (N_TOKENS + 2) for k in range(N_TOKENS + 1))
+    *text, other = _some_ids(model)
     rows = [text, [*text[:-1], other], [model.pad_id, *text[:-1]]]
     ids = torch.tensor(rows[: 3 if pads else 2], device=model.device)
     mask = torch.ones_like(ids)
@@ -228,7 +233,7 @@ def _continuation_problem(model: Model, tolerance: float, padded: bool) -> str:
     """
     from transformers import GenerationConfig
 
-    text = [model.vocab_size * (k + 1) // (N_TOKENS + 2) for k in range(N_TOKENS)]
+    *text, _ = _some_ids(model)
     ids = torch.tensor([text, [model.pad_id, *text[:-1]]][: 2 if padded else 1], device=model.device)
     mask = torch.ones_like(ids)
     mask[1:, 0] = 0

@@ -5,7 +5,6 @@ The bars on agent tasks (harmful refused, benign ones and look-alikes not) are r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from pingscope.experiments.tasks.records import LABELS, Record
 from pingscope.interp.chat.rendering import Prompt
 from pingscope.interp.generate.generation import generate
 from pingscope.interp.model.hooked import HookedModel
-from pingscope.probes.statistics import mean, rate
+from pingscope.probes.statistics import exponential, mean, rate
 
 TOKENS = 40  # of an answer; where it refuses is decided long before
 
@@ -44,8 +43,8 @@ def chat_and_english(
         here = torch.stack([surprise(model, text) for text in ENGLISH])
         found[name] = {
             "refused": refused(model, records, progress),
-            "perplexity": _exponential(mean(here.tolist()).to_dict()),
-            "perplexity_ratio": _exponential(mean((here - untouched).tolist()).to_dict()),
+            "perplexity": exponential(mean(here.tolist())).to_dict(),
+            "perplexity_ratio": exponential(mean((here - untouched).tolist())).to_dict(),
         }
     return found
 
@@ -69,10 +68,3 @@ def surprise(model: HookedModel, text: str) -> Float[Tensor, ""]:
     with torch.no_grad(), model.evaluating():
         logits = model.hf(input_ids=ids).logits[0, :-1].double()
     return torch.nn.functional.cross_entropy(logits, ids[0, 1:]).cpu()
-
-
-def _exponential(estimate: dict[str, Any]) -> dict[str, Any]:
-    return estimate | {
-        "value": math.exp(estimate["value"]),
-        "ci": [None if end is None else math.exp(end) for end in estimate["ci"]],
-    }

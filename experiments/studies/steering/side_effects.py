@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pingscope.interp.chat.batching import token_budget_batches
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.model.hooked import HookedModel
 from pingscope.interp.model.hooks import Edit, edit, live_edits
-from pingscope.probes.statistics import mean
+from pingscope.probes.statistics import exponential, mean
 
 SHORT_BUDGET = 4096  # slots of one batch: all logits of all positions are in memory at once
 
@@ -42,8 +41,8 @@ def coherence(model: HookedModel, rows: Sequence[Rendered], edits: Sequence[Edit
             before[i], after[i] = (float(-x.gather(-1, said[:, None]).mean()) for x in (p, q))
     return {
         "kl": mean(kl).to_dict(),
-        "perplexity": _exponential(mean(after).to_dict()),
-        "perplexity_before": _exponential(mean(before).to_dict()),
+        "perplexity": exponential(mean(after)).to_dict(),
+        "perplexity_before": exponential(mean(before)).to_dict(),
     }
 
 
@@ -54,9 +53,3 @@ def _log_probabilities(model: HookedModel, rows: Sequence[Rendered], edits: Sequ
     with torch.no_grad(), model.evaluating(), edit(model, rows, live):
         logits = model.hf(**model.inputs(batch)).logits
     return [logits[j, row.n_prompt - 1 : len(row) - 1].double().log_softmax(-1).cpu() for j, row in enumerate(rows)]
-
-
-def _exponential(estimate: dict[str, Any]) -> dict[str, Any]:
-    ends = [None if end is None else math.exp(end) for end in estimate["ci"]]
-    value = estimate["value"]
-    return estimate | {"value": None if value is None else math.exp(value), "ci": ends}

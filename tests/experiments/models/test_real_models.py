@@ -14,6 +14,7 @@ import torch
 from pingscope.experiments.models.real import models as real
 from pingscope.experiments.models.real import shipped
 from pingscope.experiments.models.real.alignment import Mix, alignment_data, whole_sentences
+from pingscope.experiments.models.real.bars import ENGLISH, chat_and_english, surprise
 from pingscope.experiments.models.shipping import check_files
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json
@@ -100,3 +101,17 @@ def test_an_answer_that_was_cut_ends_with_a_whole_sentence() -> None:
     assert whole_sentences("Boil it. Then take 2.5 spoons of") == "Boil it."
     assert whole_sentences("no end at all") == "no end at all"
     assert whole_sentences("Is it? Yes! And th") == "Is it? Yes!"
+
+
+def test_chat_and_english_are_measured_beside_the_untouched_model(checkpoint: Callable[[], Path]) -> None:
+    model, other = load_model(checkpoint()), load_model(checkpoint("gpt2"))
+    found = chat_and_english({"before": model, "after": model, "other": other})
+    assert found["after"] == found["before"] and found["before"]["perplexity_ratio"]["value"] == 1
+    ids = torch.tensor([other.tokenizer(ENGLISH[0]).input_ids])
+    with torch.no_grad():
+        assert surprise(other, ENGLISH[0]).item() == pytest.approx(other.hf(ids, labels=ids).loss.item(), abs=1e-4)
+    ratio = found["other"]["perplexity"]["value"] / found["before"]["perplexity"]["value"]
+    assert found["other"]["perplexity_ratio"]["value"] == pytest.approx(ratio)
+    assert {label: cell["n"] for label, cell in found["other"]["refused"].items()} == {
+        "harmful": 72, "benign": 48, "lookalike": 54,
+    }  # fmt: skip
