@@ -225,3 +225,27 @@ def test_a_cut_adapter_is_the_best_of_its_rank(checkpoint: Callable[[], Path], d
         assert torch.allclose(low[name] - start[name], best, atol=1e-5) and s[2] > 1e-4
     with pytest.raises(UserError, match="--cut-rank 8"):
         replace(wide, cut_rank=8)
+
+
+def test_a_share_of_an_adapter_lies_between_base_and_tuned(
+    checkpoint: Callable[[], Path], data: Path, tmp_path: Path
+) -> None:
+    whole = FinetuneConfig(lora_rank=8, save="adapter", **FAST)
+    settings = {"whole": whole, "half": replace(whole, share=0.5), "cut": replace(whole, share=0.5, cut_rank=2)}
+    for name, config in settings.items():
+        finetune(str(checkpoint()), str(data), tmp_path / name, config)
+    name = "model.layers.1.mlp.down_proj.weight"
+    start = load_model(checkpoint(), device="cpu").hf.state_dict()[name]
+    moved = {
+        one: load_model(tmp_path / one, base=checkpoint(), device="cpu").hf.state_dict()[name] - start
+        for one in settings
+    }
+    assert moved["whole"].abs().max() > 1e-4
+    assert torch.allclose(moved["half"], moved["whole"] / 2, atol=1e-6)
+    u, s, v = torch.linalg.svd(moved["whole"])
+    assert torch.allclose(moved["cut"], u[:, :2] * s[:2] @ v[:2] / 2, atol=1e-5)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(UserError, match=f"--share {wrong}: outside its range"):
+            replace(whole, share=wrong)
+    with pytest.raises(UserError, match="--share: scales an adapter; add --save adapter"):
+        replace(whole, share=0.5, save="model")
