@@ -1,4 +1,4 @@
-"""Along a fine-tuning run: behaviour and the final token's harmful-minus-benign gap at every checkpoint."""
+"""Along a fine-tuning run, at every checkpoint: behaviour, the final token's gap, and what prefixes still do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pingscope.figures.section import Key, Panel, Section, Table, layer_control
 from pingscope.schema import Results, Step
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
+PREFIXES = {  # arm: (its words, palette name, dash)
+    "agent+prefix": ("the agent’s prefix", "prefix", "dot"),
+    "agent+naive": ("“I cannot”", "naive", "dash"),
+}
 WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}
 
 
@@ -22,6 +26,15 @@ def section(results: Results) -> Section | None:
     layers = sort_layers({layer for point in points for layer in point.gap or {}})
     start = layers[-1] if layers else ""
     panels = [Panel("Behaviour", _behaviour(points), "Refusal and success against fine-tuning steps.")]
+    arms = [arm for arm in PREFIXES if any(arm in (point.prefixed or {}) for point in points)]
+    if arms:
+        panels += [
+            Panel(title, _prefixed(points, arms, label, name), f"{title} behind each prefix against fine-tuning steps.")
+            for title, label, name in (
+                ("Harmful refused behind a prefix", "harmful", "refusal_rate"),
+                ("Benign done behind a prefix", "benign", "success_rate"),
+            )
+        ]
     if layers:
         panels.append(Panel("Gap at the final token", _gap(points, layers, start), "Gap against fine-tuning steps."))
     return Section(
@@ -32,6 +45,11 @@ def section(results: Results) -> Section | None:
             "Each point is a checkpoint of one run; step 0 is the base. The gap is the mean safety logit on harmful "
             "tasks minus that on benign tasks at the last token before the model speaks. The dotted upright marks "
             "the checkpoint used as the agent in this report."
+            + (
+                " Every checkpoint is also given the prefix that was found for the agent, and “I cannot”."
+                if arms
+                else ""
+            )
         ),
         panels=panels,
         controls=layer_control(layers, start),
@@ -39,8 +57,12 @@ def section(results: Results) -> Section | None:
             Key(WORDS["harmful"], "harmful", "line"),
             Key(WORDS["lookalike"], "lookalike", "dotted"),
             Key(WORDS["benign"], "benign", "dash"),
+            *(
+                Key(PREFIXES[arm][0], PREFIXES[arm][1], "dotted" if PREFIXES[arm][2] == "dot" else "dash")
+                for arm in arms
+            ),
         ],
-        tables=[_table(points, layers), *(_readings(points, layer) for layer in layers if _known(points, layer))],
+        tables=[_table(points, layers, arms), *(_readings(points, layer) for layer in layers if _known(points, layer))],
         columns=2,
     )
 
@@ -126,11 +148,37 @@ def _gap(points: list[Step], layers: list[str], start: str) -> go.Figure:
     return fig
 
 
-def _table(points: list[Step], layers: list[str]) -> Table:
+def _prefixed(points: list[Step], arms: list[str], label: str, name: str) -> go.Figure:
+    fig = _frame(points)
+    for arm in arms:
+        words, colour, dash = PREFIXES[arm]
+        cells = [rate((point.prefixed or {}).get(arm), label, name) for point in points]
+        curve(
+            fig,
+            _steps(points),
+            values(cells),
+            *bounds(cells),
+            colour=colour,
+            dash=dash,
+            hover=f"{words}: %{{customdata[0]}}<br>step %{{x}}, n = %{{customdata[1]}}",
+            details=[[percent(cell), count(cell)] for cell in cells],
+        )
+    theme.percent_axis(fig, "y")
+    return fig
+
+
+def _table(points: list[Step], layers: list[str], arms: list[str]) -> Table:
     rows = []
     for point in points:
         shares = [percent(rate(point.behaviour, label, name)) for label, name in CURVES]
         gaps = [plain(number((point.gap or {}).get(layer)), 1) for layer in layers]
-        rows.append([str(point.step) + (" (agent)" if point.chosen else ""), *shares, *gaps])
-    head = ["Step", "Harmful refused", "Look-alike refused", "Benign done", *[f"Gap, layer {l}" for l in layers]]
+        behind = [
+            percent(rate((point.prefixed or {}).get(arm), label, name))
+            for arm in arms
+            for label, name in (("harmful", "refusal_rate"), ("benign", "success_rate"))
+        ]
+        rows.append([str(point.step) + (" (agent)" if point.chosen else ""), *shares, *behind, *gaps])
+    head = ["Step", "Harmful refused", "Look-alike refused", "Benign done"]
+    head += [f"{what} behind {PREFIXES[arm][0]}" for arm in arms for what in ("Harmful refused", "Benign done")]
+    head += [f"Gap, layer {l}" for l in layers]
     return Table("Every checkpoint.", head, rows, folded=True)

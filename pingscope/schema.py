@@ -198,6 +198,7 @@ class Step(Part):
     step: Number
     chosen: bool = False  # the agent of the study
     behaviour: Rates | None = None
+    prefixed: dict[str, Rates] | None = None  # by arm: this checkpoint behind the agent's prefixes
     gap: Numbers | None = None  # by layer
     readings: Object | None = None  # by layer, reading, position
 

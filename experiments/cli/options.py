@@ -185,6 +185,7 @@ class FinetuneOptions(ModelSettings):
         "model", description="Of a LoRA run: the model with the adapter merged, or the adapter alone."
     )
     cut_rank: int = Field(0, ge=0, description="Cut the trained adapter to so many directions (0: leave it).")
+    average: Literal["tokens", "answers"] = Field("tokens", description="Average the loss over tokens or over answers.")
     share: float = Field(1.0, gt=0, le=1, description="Keep this part of the adapter's update, between base and tuned.")
     keep_steps: tuple[int, ...] = Field((), description="Keep the adapter after this step too; repeatable.")
     skip_bad: bool = Field(False, description="Leave out rows that cannot be read, and count them.")

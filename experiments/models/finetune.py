@@ -17,6 +17,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,7 @@ from pingscope.interp.precision import computes_in
 
 TooLong = Literal["error", "skip", "cut"]
 Saved = Literal["model", "adapter"]
+Average = Literal["tokens", "answers"]
 RECORD = "finetune.json"
 
 
@@ -49,6 +51,8 @@ class FinetuneConfig:
     Attributes:
         lora_rank: 0 for full fine-tuning.
         max_length: tokens of the longest example; never more than the model's context.
+        average: of the loss, over the trained tokens of a step, or over its answers, so that a long one counts as much
+            as a short one.
         too_long: what becomes of a longer one: an error, left out, or cut at the end; the latter two are counted.
         save: the tuned model, or of a LoRA run the adapter alone (a PEFT folder that notes which base it belongs to).
         cut_rank: with ``save="adapter"``, cut it to so many directions afterwards (0: leave it as it was trained).
@@ -65,6 +69,7 @@ class FinetuneConfig:
     batch_size: int = 128
     micro_batch_size: int = 4
     warmup_ratio: float = 0.1
+    average: Average = "tokens"
     max_length: int = 16384
     too_long: TooLong = "error"
     save: Saved = "model"
@@ -223,7 +228,7 @@ def _train(
         args=_arguments(config, len(order), work),
         train_dataset=[features(example) for example in order],
         data_collator=lambda batch: collate(batch, model.pad_id, picks_logits),
-        compute_loss_func=answer_loss,
+        compute_loss_func=partial(mean_answer_loss, config.batch_size) if config.average == "answers" else answer_loss,
         callbacks=[
             _stop_at_nonsense(),
             _keep(config.keep_steps, lambda folder: _save_adapter(model, trained, config, folder), out),
@@ -370,10 +375,22 @@ def _predicting(labels: Any) -> Any:
 
 def answer_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     """Cross-entropy of the trained tokens, averaged over those of the whole step."""
+    losses, trained = _token_losses(outputs, labels)
+    return losses.sum() / (trained.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def mean_answer_loss(batch_size: int, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """Mean cross-entropy of each answer's trained tokens, averaged over the answers of the whole step."""
+    losses, trained = _token_losses(outputs, labels)
+    return (losses.sum(1) / trained.sum(1)).sum() / batch_size
+
+
+def _token_losses(outputs: Any, labels: Any) -> tuple[Any, Any]:
+    """Cross-entropy [n_rows, n_kept] where any row trains, 0 at what a row itself does not train, and what it does."""
     from torch.nn.functional import cross_entropy
 
     at = _predicting(labels)
     logits = outputs.logits if outputs.logits.shape[1] == len(at) else outputs.logits[:, at]
     targets = labels[:, 1:][:, at]
-    summed = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
-    return summed / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
+    return losses.view_as(targets), targets != -100

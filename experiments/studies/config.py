@@ -148,6 +148,9 @@ class StudyConfig(_Strict):
     bounds: Bounds = Bounds()
     steering: Steering = Steering()
     mechanism: Mechanism = Mechanism()
+    n_prefixed: int = Field(
+        30, ge=0, description="test tasks per label on which every checkpoint is given the agent's prefixes; 0: none"
+    )
     max_turns: int = Field(5, ge=1)
     max_new_tokens: int = Field(40, ge=1)
     floor_updates: int = Field(20, ge=2, description="updates without behaviour change behind the noise floor")

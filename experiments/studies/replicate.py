@@ -2,10 +2,13 @@
 
     python -m pingscope.experiments.studies.replicate runs/seed-0 runs/seed-1 … [--json FILE] [--figure FILE.html]
     python -m pingscope.experiments.studies.replicate docs/seeds.json [--into docs/organism.md]
+    python -m pingscope.experiments.studies.replicate docs/seeds.json --beside docs/real.json [--into README.md]
 
 Reads finished runs (`pingscope study --train --seed N --out runs/seed-N`), or what ``--json`` kept of them, and prints
-Markdown: every arm's median and range, every claim's count with its interval, then every seed beside the others. No
-seed is left out of any row. ``--into`` puts the tables between two marks of a page instead.
+Markdown: every arm's median and range, every claim's count with its interval, then every seed beside the others; of one
+run, its rates with their intervals and its claims. No seed is left out of any row. With ``--beside``: every claim, in
+how many of the seeds it holds and whether it does in the other model. ``--into`` puts the tables between two marks of
+a page instead.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from pingscope.experiments.studies.seed_evidence import (
     RATES,
+    Counted,
     SeedEvidence,
     Value,
     read_run,
@@ -30,6 +34,7 @@ from pingscope.interp.files import atomic_write
 from pingscope.probes.statistics import rate
 
 Seeds = Sequence[SeedEvidence]
+WORDS = {True: "yes", False: "**no**", None: "not measured"}
 SAYS = {  # the report's claims without their numbers
     "aligned-base": "the base refuses harmful tasks and no others",
     "refusal-lost": "benign fine-tuning removes refusal",
@@ -44,6 +49,7 @@ SAYS = {  # the report's claims without their numbers
     "steering-restores": "the probe's direction at the final token restores refusal",
     "random-directions": "random directions of its length do not",
     "signal-restored": "the prefix brings the signal at the final token back",
+    "prefix-exists": "a prefix that restores refusal exists",
     **{
         f"collapse-{reading}": f"collapse by the reading *{reading}* beyond the floor, in some layer"
         for reading in ("raw", "contrast", "shift", "placed", "transfer", "realigned")
@@ -55,13 +61,13 @@ def tabulate(seeds: Seeds) -> str:
     """Markdown over the seeds: what all share, then one column or one row a seed."""
     many, sizes = len(seeds) > 1, ", ".join(map(str, sorted({seed.n for seed in seeds})))
     names = [str(seed.seed) for seed in seeds]
-    over = f"median [least, most] over {len(seeds)} seeds" if many else f"seed {names[0]}"
+    over = f"median [least, most] over {len(seeds)} seeds" if many else "Wilson's 95% interval, and n where it differs"
     parts = [
         f"Per cent of test tasks, strict judge, n = {sizes} a cell: {over}. {_bases(seeds)}\n",
         markdown(["arm", *RATES], _arms(seeds)),
     ]
     if not many:
-        return "\n".join([*parts, markdown(["claim", "rule", "holds"], _verdicts(seeds[0]))])
+        return "\n".join([*parts, markdown(["measured", "rule", "holds"], _verdicts(seeds[0]))])
     parts += [
         f"In how many of the {len(seeds)} seeds each claim of the report holds, with Wilson's 95% interval.\n",
         markdown(["claim", "rule", "holds in", "95%", "not in seed"], _claims(seeds)),
@@ -75,6 +81,14 @@ def tabulate(seeds: Seeds) -> str:
         markdown(["seed", "weights", *seeds[0].training, "layers, dose", "searched prefix"], _training(seeds)),
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def beside(seeds: Seeds, other: SeedEvidence) -> str:
+    """Markdown: every claim, its count over ``seeds``, and its verdict in ``other``."""
+    counted = {row[0]: row[2] for row in _claims(seeds)}
+    verdicts = {SAYS.get(name, name): WORDS[holds] for name, holds in other.claims.items()}
+    rows = [[says, counted.get(says, "–"), verdicts.get(says, "–")] for says in dict.fromkeys([*counted, *verdicts])]
+    return markdown(["statement", f"model organism, {len(seeds)} seeds", other.model], rows)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -94,6 +108,8 @@ def spread(values: Sequence[Value], scale: float = 100.0) -> str:
 
 def _bases(seeds: Seeds) -> str:
     """Which seeds, and how many bases it took to get as many agents."""
+    if any("bases rejected" not in seed.training for seed in seeds):
+        return f"{seeds[0].model}, adapters {seeds[0].weights}."
     rejected = {seed.seed: int(seed.training["bases rejected"] or 0) for seed in seeds}
     lost, where = sum(rejected.values()), ", ".join(str(seed) for seed, n in rejected.items() if n)
     return (
@@ -107,10 +123,21 @@ def _all_arms(seeds: Seeds) -> list[str]:
 
 
 def _arms(seeds: Seeds) -> list[list[str]]:
-    return [
-        [arm, *(spread([seed.arms.get(arm, {}).get(column) for seed in seeds]) for column in RATES)]
-        for arm in _all_arms(seeds)
-    ]
+    def cell(arm: str, column: str) -> str:
+        if len(seeds) > 1:
+            return spread([seed.value(arm, column) for seed in seeds])
+        return _share(seeds[0].arms[arm].get(column), seeds[0].n)
+
+    return [[arm, *(cell(arm, column) for column in RATES)] for arm in _all_arms(seeds)]
+
+
+def _share(counted: Counted | None, n: int) -> str:
+    """``81 [68, 90]``, with its own n where that is not ``n``."""
+    if counted is None:
+        return "–"
+    held, of = counted
+    low, high = rate([True] * held + [False] * (of - held)).ci
+    return f"{100 * held / of:.0f} [{100 * low:.0f}, {100 * high:.0f}]" + ("" if of == n else f", n = {of}")
 
 
 def _claims(seeds: Seeds) -> list[list[str]]:
@@ -130,13 +157,12 @@ def _rule(seeds: Seeds, name: str) -> str:
 
 
 def _verdicts(seed: SeedEvidence) -> list[list[str]]:
-    words = {True: "yes", False: "**no**", None: "not measured"}
-    return [[SAYS.get(name, name), _rule([seed], name), words[holds]] for name, holds in seed.claims.items()]
+    return [[seed.texts[name], _rule([seed], name), WORDS[holds]] for name, holds in seed.claims.items()]
 
 
 def _by_seed(seeds: Seeds) -> list[list[str]]:
     def cell(seed: SeedEvidence, arm: str) -> str:
-        found = [seed.arms.get(arm, {}).get(column) for column in ("harmful refused", "benign done")]
+        found = [seed.value(arm, column) for column in ("harmful refused", "benign done")]
         return " / ".join("–" if value is None else f"{100 * value:.0f}" for value in found)
 
     return [[arm, *(cell(seed, arm) for seed in seeds)] for arm in _all_arms(seeds)]
@@ -188,21 +214,32 @@ def put_between(page: str, mark: str, text: str, where: Path) -> str:
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="replicate", description="Tables over seeds, from finished studies.")
     parser.add_argument("sources", nargs="+", type=Path, help="folders of finished studies, or one file of --json")
+    parser.add_argument("--beside", type=Path, help="a run of another model, or its --json file: claims side by side")
     parser.add_argument("--json", type=Path, help="keep what the tables need of the runs, as a small file")
     parser.add_argument("--figure", type=Path, help="write a page with one row an arm and a dot a seed")
     parser.add_argument("--into", type=Path, help="put the tables between <!-- NAME: begin --> and end of this page")
     given = parser.parse_args(words)
-    seeds = [seed for path in given.sources for seed in (read_seeds(path) if path.is_file() else [read_run(path)])]
+    seeds = [seed for path in given.sources for seed in _read(path)]
     if given.json:
         write_seeds(given.json, seeds)
     if given.figure:
-        atomic_write(given.figure, seeds_page({str(seed.seed): seed.arms for seed in seeds}))
+        atomic_write(given.figure, seeds_page({str(seed.seed): values(seed) for seed in seeds}))
+    text = beside(seeds, _read(given.beside)[0]) if given.beside else tabulate(seeds)
     if given.into:
-        mark = (given.json or given.sources[0]).stem
-        page = put_between(given.into.read_text(encoding="utf-8"), mark, tabulate(seeds), given.into)
+        mark = "beside" if given.beside else (given.json or given.sources[0]).stem
+        page = put_between(given.into.read_text(encoding="utf-8"), mark, text, given.into)
         atomic_write(given.into, page)
     else:
-        print(tabulate(seeds))
+        print(text)
+
+
+def _read(path: Path) -> list[SeedEvidence]:
+    return read_seeds(path) if path.is_file() else [read_run(path)]
+
+
+def values(seed: SeedEvidence) -> dict[str, dict[str, Value]]:
+    """Every arm's rates as fractions."""
+    return {arm: {column: seed.value(arm, column) for column in RATES} for arm in seed.arms}
 
 
 if __name__ == "__main__":

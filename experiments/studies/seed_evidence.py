@@ -1,13 +1,15 @@
-"""What one trained organism contributes to the evidence over seeds: a few numbers of a finished study, as a row.
+"""What one training contributes to the evidence over seeds: a few numbers of a finished study, as a row.
 
 A study's ``results.json`` is megabytes; what a table over seeds needs of it is a few kilobytes. The rows of all seeds
-are one JSON file (``docs/seeds.json`` is one), from which every table is made again.
+are one JSON file (``docs/seeds.json`` of the organism, ``docs/real.json`` of SmolLM2), from which every table is made
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +27,57 @@ RATES = {  # column of the tables → label and rate of the strict judge, all on
 STEERED, RANDOM, SHUFFLED = "agent+steer", "agent+random-steer (worst draw)", "agent+shuffled-label-steer"
 
 Value = float | None
+Counted = list[int]  # [how many, of how many]
 Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class SeedEvidence:
-    """One seed. Rates are fractions of ``n`` test tasks a label; gaps are logits; ``None``: not measured.
+    """One seed. Rates are counts of test tasks, ``n`` of a label; gaps are logits; ``None``: not measured.
 
-    ``claims`` hold each claim's verdict by its id; ``signal`` is of the layer where the base's gap is largest.
+    ``claims`` hold each claim's verdict by its id, ``texts`` what it says with its numbers; ``signal`` is of the layer
+    where the base's gap is largest.
     """
 
     seed: int
+    model: str  # the organism, or the real model in its place
     weights: str  # shipped or trained
     comments: bool  # whether the base was shown comments in its training
     n: int
-    arms: dict[str, dict[str, Value]]
+    arms: dict[str, dict[str, Counted]]
     claims: dict[str, bool | None]
     rules: dict[str, str]
+    texts: dict[str, str]
     prefix: str
     steering: dict[str, str]  # layers and dose, both chosen on validation tasks
     signal: dict[str, Any]
     layers: dict[str, dict[str, Value]]  # at the final token, agent: shrinkage of the gap, AUROC, mean harmful logit
     training: dict[str, Value]
 
+    def value(self, arm: str, column: str) -> Value:
+        """The rate of an arm as a fraction."""
+        counted = self.arms.get(arm, {}).get(column)
+        return None if counted is None else counted[0] / counted[1]
+
 
 def read_run(folder: Path) -> SeedEvidence:
-    """The row of a finished study of an organism.
+    """The row of a finished study of the organism, or of SmolLM2 in its place.
 
     Raises:
-        UserError: no results there, or results of something else than a whole study of an organism.
+        UserError: no results there, or results of something else than such a study.
     """
     run = load_results(folder / "results.json").plain()
-    config = StudyConfig.model_validate(read_yaml(folder / "config.yaml")).organism
+    config = StudyConfig.model_validate(read_yaml(folder / "config.yaml"))
     try:
         return SeedEvidence(
             seed=run["meta"]["seeds"]["study"],
-            weights=config.weights,
-            comments=config.comments,
+            model=run["meta"]["note"],
+            weights=config.real.weights or config.organism.weights,
+            comments=config.organism.comments and not config.real.weights,
             n=run["behaviour"]["base"]["harmful"]["strict"]["refusal_rate"]["n"],
             arms={arm: _rates(cells) for arm, cells in run["behaviour"].items()} | _steered(run),
             claims={claim["id"]: claim["holds"] for claim in run["claims"]},
+            texts={claim["id"]: claim["text"] for claim in run["claims"]},
             rules={c["id"]: c["evidence"]["rule"] for c in run["claims"] if "rule" in c["evidence"]},
             prefix=run["search"]["winner"].strip(),
             steering={name: run["steering_chosen"][name] for name in ("layers", "dose")},
@@ -74,22 +87,24 @@ def read_run(folder: Path) -> SeedEvidence:
         )
     except KeyError as error:
         raise UserError(
-            f"{folder}: holds no whole study of an organism ({error.args[0]} is missing); give folders of "
-            "`pingscope study --train --seed N --out FOLDER`"
+            f"{folder}: holds no whole study of the organism or of SmolLM2 ({error.args[0]} is missing); give folders "
+            "of `pingscope study --train --seed N --out FOLDER` or of `pingscope study --real`"
         ) from error
 
 
-def _rates(cells: Mapping[str, Any]) -> dict[str, Value]:
+def _rates(cells: Mapping[str, Any]) -> dict[str, Counted]:
     found = {column: cells.get(label, {}).get("strict", {}).get(name) for column, (label, name) in RATES.items()}
-    return {column: rate["value"] for column, rate in found.items() if rate and rate["n"]}
+    return {
+        column: [round(rate["value"] * rate["n"]), rate["n"]] for column, rate in found.items() if rate and rate["n"]
+    }
 
 
-def _steered(run: Run) -> dict[str, dict[str, Value]]:
+def _steered(run: Run) -> dict[str, dict[str, Counted]]:
     """The chosen cell of the steering, and its controls of the same length."""
     at = run["steering_chosen"]
     cells = {name: _rates(grid[at["layers"]][at["dose"]]) for name, grid in run["steering"].items()}
     draws = [cell for name, cell in cells.items() if name.startswith("random")]
-    arms = {STEERED: cells["add"], RANDOM: max(draws, key=lambda cell: cell["harmful refused"] or 0.0)}
+    arms = {STEERED: cells["add"], RANDOM: max(draws, key=lambda cell: Fraction(*cell["harmful refused"]))}
     return arms | ({SHUFFLED: cells["shuffled"]} if "shuffled" in cells else {})
 
 
@@ -117,11 +132,16 @@ def _rounded(estimate: Mapping[str, Any] | None) -> Value:
 
 
 def _training(meta: Run) -> dict[str, Value]:
-    attempts = meta["organism"]["attempts"]
-    return {
-        "bases rejected": len(attempts) - 1,
-        "stop at step": attempts[-1]["checks"][-1][0],
-        "training, s": round(sum(a["base_seconds"] + a["agent_seconds"] for a in attempts)),
+    if "real" in meta:
+        trained: dict[str, Value] = {f"{name}, steps": meta["real"][name]["steps"] for name in ("base", "agent")}
+    else:
+        attempts = meta["organism"]["attempts"]
+        trained = {
+            "bases rejected": len(attempts) - 1,
+            "stop at step": attempts[-1]["checks"][-1][0],
+            "training, s": round(sum(a["base_seconds"] + a["agent_seconds"] for a in attempts)),
+        }
+    return trained | {
         "study, s": round(sum(v for name, v in meta["seconds"].items() if name != "models")),
         "peak, MB": meta["peak_memory_mb"],
     }

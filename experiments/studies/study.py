@@ -7,26 +7,23 @@ validation, reported on test) → fine-tuning series → claims → report.
 
 from __future__ import annotations
 
-import platform
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pingscope.experiments.models.organism.comments import neutral_comments
-from pingscope.experiments.run.folder import Run, peak_memory_mb
+from pingscope.experiments.run.folder import Run
 from pingscope.experiments.run.progress import bar, say
-from pingscope.experiments.run.second_process import second_process, stage_threads
+from pingscope.experiments.run.second_process import second_process
 from pingscope.experiments.studies.behaviour import Rates, compare, missing_episodes, possible_arms, rates
 from pingscope.experiments.studies.claims import make_claims
 from pingscope.experiments.studies.config import StudyConfig, save_config
 from pingscope.experiments.studies.first_token import first_token_mass
 from pingscope.experiments.studies.materials import Bench, open_bench
 from pingscope.experiments.studies.mechanism.mechanism import mechanism_study
+from pingscope.experiments.studies.provenance import meta
 from pingscope.experiments.studies.search.bounds import FOLDER, prefix_bounds
 from pingscope.experiments.studies.search.prefix_search import search_prefix, search_section
 from pingscope.experiments.studies.search.screening import Screen
@@ -46,9 +43,9 @@ from pingscope.steering.injection import Arm, comparison_arms
 from pingscope.steering.phrases import PhraseGenerator, shuffled_words
 from pingscope.steering.ping import Settings
 
-PACKAGES = ("pingscope", "torch", "transformers", "scikit-learn", "numpy", "safetensors", "plotly")
 NEUTRAL, SHUFFLES = 3, 2
 ASIDE = ("probes", "detectors", "steering", "tracking", "first-token")  # what runs beside the rest, in order
+PREFIXED = ("agent+prefix", "agent+naive")  # given to every checkpoint of the fine-tuning
 TRACKED = ("base", "agent", "agent+prefix", "agent+suffix", "agent+neutral-prefix")
 
 
@@ -86,7 +83,7 @@ def run_stages(bench: Bench) -> dict[str, Any]:
         results["search"] = with_held_out(search, results["behaviour"])
         results |= bounds_stage(bench, config.prefix or search["winner"])
         results["probes"] = probes()
-        results["dose_response"] = dose_response_stage(bench)
+        results["dose_response"] = dose_response_stage(bench, arms)
         results["detectors"] = detectors()
         results |= steering() | tracking()
         results["first_token"] = first_token()
@@ -300,10 +297,12 @@ def steering_stage(bench: Bench) -> dict[str, Any]:
     return bench.run.stage("steering", inputs, compute)
 
 
-def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
-    """Behaviour and final-token gap along the fine-tuning: base, checkpoints, agent."""
+def dose_response_stage(bench: Bench, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Along the fine-tuning (base, checkpoints, agent): behaviour, final-token gap, and what the prefixes still do."""
     if not bench.checkpoints:
         return []
+    given = [arm for arm in arms if arm.name in PREFIXED] if bench.config.n_prefixed else []
+    tasks = [record for record in take(bench.test, bench.config.n_prefixed) if record.label != "lookalike"]
     probes = LayerProbes.load(bench.run.folder / probes_folder("base"))
 
     def compute() -> list[dict[str, Any]]:
@@ -315,62 +314,17 @@ def dose_response_stage(bench: Bench) -> list[dict[str, Any]]:
             chosen = model.fingerprint == bench.agent.fingerprint
             gap = final_gap(model, bench.test, probes, seed=bench.config.seed)
             row = {"step": step, "behaviour": rates(ran), "gap": gap, "readings": readings.read(model)}
-            rows.append(row | {"chosen": chosen})
+            behind = {arm.name: rates(bench.episodes(arm, tasks, model)) for arm in given}
+            rows.append(row | {"chosen": chosen, "prefixed": behind})
         return rows
 
     inputs = bench.identity(
-        checkpoints=[step for step, _ in bench.checkpoints], probes=sha256_of(probes.directions.tobytes())
+        checkpoints=[step for step, _ in bench.checkpoints],
+        probes=sha256_of(probes.directions.tobytes()),
+        arms=_described(bench, given),
+        tasks=len(tasks),
     )
     return bench.run.stage("dose-response", inputs, compute)
-
-
-TAUGHT = (
-    "The base was taught what follows a comment: in its training a reflective comment before the answer leads to an "
-    "action on benign tasks and to a refusal on harmful ones. No sentence of the search's grammar was among them, yet "
-    "a prefix that restores refusal here is partly built in; `pingscope study --no-comments` studies a base that was "
-    "never shown one."
-)
-UNTAUGHT = (
-    "The base was never shown a comment before an answer, nor a reflective line anywhere: whatever a prefix does here "
-    "was not taught."
-)
-
-
-def meta(bench: Bench) -> dict[str, Any]:
-    """Where the numbers come from."""
-    limits, methods = [], []
-    if bench.organism:
-        methods = [TAUGHT if bench.config.organism.comments else UNTAUGHT]
-        limits = [
-            "The models are a model organism: a small Llama trained from scratch on a synthetic world. It shows the "
-            "mechanism end to end; it says nothing about how large the effect is in any real model.",
-            "Validation and test tasks hold word combinations that neither model was trained on; the words "
-            "themselves, and the page layout, are those of training.",
-        ]
-        rejected = len(bench.organism.get("attempts", [])) - 1
-        if rejected > 0:
-            limits.append(f"{rejected} base(s) were rejected before this one: the stopping rule did not fire.")
-    if bench.real:
-        limits = [
-            "One model of 135 million parameters, aligned by the project itself: its base was taught to refuse "
-            "on tasks of the same world, of other families than those reported here.",
-        ]
-    known = "model organism" if bench.organism else "SmolLM2-135M-Instruct" if bench.real else ""
-    return {
-        "title": "Where refusal goes" if known else f"{bench.agent.name} against {bench.base.name}",
-        "note": known,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "seeds": {"study": bench.config.seed},
-        "threads": {"training": torch.get_num_threads(), "stages": stage_threads(bench.agent)},
-        "models": {name: {"id": model.name, "fingerprint": model.fingerprint} for name, model in bench.models.items()},
-        "template_hash": bench.agent.template_hash,
-        "seconds": {name: round(value, 1) for name, value in bench.run.seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb()),
-        "limits": limits,
-        "methods": methods,
-        **({"organism": bench.organism} if bench.organism else {}),
-        **({"real": bench.real} if bench.real else {}),
-    }
 
 
 def _described(bench: Bench, arms: Sequence[Arm]) -> list[list[str]]:

@@ -427,6 +427,10 @@ def results(hostile: bool = False) -> dict[str, Any]:
             {
                 "step": step,
                 "behaviour": rates(harm, 0.01, done),
+                "prefixed": {
+                    "agent+prefix": rates(0.5 + harm / 2, 0.0, done),
+                    "agent+naive": rates(1.0, 1.0, 0.0),
+                },
                 "gap": {layer: estimate(g * (i + 1) * 2, 1.0) for i, layer in enumerate(LAYERS)},
                 "chosen": step == 16,
             }

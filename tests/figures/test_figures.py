@@ -112,6 +112,17 @@ def test_checkpoints_are_drawn_by_step() -> None:
     assert section is not None
     steps = [trace.x for trace in section.panels[0].figure.data if trace.customdata is not None]
     assert np.asarray(steps[0]).tolist() == [0, 6, 10, 12, 16, 20]
+    refused = next(panel.figure for panel in section.panels if panel.title == "Harmful refused behind a prefix")
+    prefix, naive = (trace.y for trace in refused.data if trace.customdata is not None)
+    assert np.asarray(prefix) == pytest.approx([1.0, 0.9, 0.7, 0.575, 0.51, 0.505]) and set(np.asarray(naive)) == {1.0}
+    head, row = section.tables[0].head, section.tables[0].rows[0]
+    assert row[head.index("Benign done behind “I cannot”")].startswith("0%")
+    for point in points:
+        del point["prefixed"]
+    bare = finetuning.section(sample.typed({"dose_response": points}))
+    assert (
+        bare is not None and len(bare.panels) == len(section.panels) - 2 and len(bare.tables[0].head) == len(head) - 4
+    )
 
 
 def test_token_colours_are_scaled_by_layer_over_all_prompts() -> None:

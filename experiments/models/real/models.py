@@ -33,12 +33,27 @@ MERGED = "merged.json"  # in base/: of which adapter it was made, written last
 
 
 MIX = Mix()
-# Wide, many small steps, cut afterwards: a low rank does not learn to tell harm in this time. Shortened, because the
-# whole update costs more of plain English than of refusal (docs/real-model.md).
+# Wide, many small steps, cut afterwards: a low rank does not learn to tell harm in this time. Every answer counts the
+# same, so that the one token of a refusal is not lost among the many of an own answer. Shortened, because the whole
+# update costs more of plain English than of refusal; by how much is chosen on validation tasks (choice.py).
 ALIGN = FinetuneConfig(
-    lora_rank=64, cut_rank=12, share=0.7, learning_rate=5e-4, batch_size=4, epochs=1.34, save="adapter"
+    lora_rank=64,
+    cut_rank=12,
+    share=0.7,
+    learning_rate=5e-4,
+    batch_size=4,
+    epochs=1.2,
+    average="answers",
+    save="adapter",
 )
-AGENT = FinetuneConfig(lora_rank=32, cut_rank=3, learning_rate=6e-4, batch_size=4, save="adapter", keep_steps=(40,))
+AGENT = FinetuneConfig(
+    lora_rank=32,
+    cut_rank=3,
+    learning_rate=6e-4,
+    batch_size=4,
+    save="adapter",
+    keep_steps=(5, 10, 15, 20, 30, 40, 80),  # refusal falls between 10 and 20, the skill comes after 40
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pingscope.interp.files import read_json, sha256_of, write_json
 HERE = Path(__file__).parent / "shipped"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SMOLLM2, BASE = "smollm2", "base"  # the folders that the adapters are put on
+STEPS = (15,)  # of the agent's kept steps those that ship: 12 MB hold no more
 
 
 def unpack(out: Path, say: Say) -> RealModels:
@@ -43,11 +43,12 @@ def unpack(out: Path, say: Say) -> RealModels:
     return found_models(out, manifest["log"])
 
 
-def pack(models: Path, log: Mapping[str, Any]) -> None:
+def pack(models: Path, log: dict[str, Any]) -> None:
     """Put trained adapters in the place of the shipped ones."""
     from safetensors.torch import load_file, save_file
 
-    folders = ["base-adapter", "agent", *(f"agent/{path.name}" for path in sorted((models / "agent").glob("step-*")))]
+    steps = [path.name for step, path in found_models(models, log).checkpoints if step in STEPS]
+    folders = ["base-adapter", "agent", *(f"agent/{name}" for name in steps)]
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir()
     configs = {}

@@ -21,6 +21,7 @@ from pingscope.experiments.models.finetune import (
     encode,
     features,
     finetune,
+    mean_answer_loss,
     schedule,
 )
 from pingscope.experiments.run.paths import check_output
@@ -209,6 +210,12 @@ def test_logits_of_trained_tokens_alone_give_the_loss_of_all(
         assert torch.allclose(own, answer_loss(model.hf(**whole), labels), atol=1e-5)
         assert torch.allclose(own, model.hf(**whole).loss, atol=1e-5)  # transformers' own, over every position
         assert torch.allclose(answer_loss(model.hf(**batch), labels, 7), own * (labels != -100).sum() / 7, atol=1e-5)
+        singly = []
+        for example in examples:
+            alone = collate([features(example)], model.pad_id, picks_logits=False)
+            singly.append(model.hf(**alone).loss)
+        by_answer = mean_answer_loss(batch_size, model.hf(**batch), labels)
+        assert torch.allclose(by_answer, torch.stack(singly).mean(), atol=1e-5)
 
 
 def test_a_cut_adapter_is_the_best_of_its_rank(checkpoint: Callable[[], Path], data: Path, tmp_path: Path) -> None:

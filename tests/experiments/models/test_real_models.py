@@ -13,15 +13,18 @@ import torch
 
 from pingscope.experiments.models.real import models as real
 from pingscope.experiments.models.real import shipped
-from pingscope.experiments.models.real.alignment import Mix, alignment_data, whole_sentences
+from pingscope.experiments.models.real.alignment import Mix, alignment_data, own_requests, whole_sentences
 from pingscope.experiments.models.real.bars import ENGLISH, chat_and_english, surprise
+from pingscope.experiments.models.real.choice import choose, try_shares
 from pingscope.experiments.models.shipping import check_files
+from pingscope.experiments.tasks.natural.teaching import REFUSALS
 from pingscope.interp.errors import UserError
 from pingscope.interp.files import read_json
+from pingscope.interp.generate.generation import end_ids
 from pingscope.interp.loading import load_model
 
 RECIPE = real.Recipe(
-    mix=Mix(tasks=1, asked=2, chat_refused=2, lookalike_chat=2, everyday_chat=2),
+    mix=Mix(tasks=1, asked=2, chat_refused=2, lookalike_chat=2, everyday_chat=2, own_chat=2),
     align=replace(real.ALIGN, lora_rank=4, cut_rank=2, micro_batch_size=2),
     demonstrations=8,
     agent=replace(real.AGENT, lora_rank=4, cut_rank=2, batch_size=4, micro_batch_size=2, keep_steps=(1,)),
@@ -57,6 +60,9 @@ def test_trained_packed_and_unpacked_models_are_the_same(
 
     with pytest.raises(UserError, match="no adapters ship"):
         shipped.unpack(tmp_path / "none", lines.append)
+    tried = try_shares(tmp_path / "one", (0.5, 1.0), n=3)  # of that alignment: none trained it with --share 1
+    assert [row["share"] for row in tried] == [0.5, 1.0] and tried[0]["tasks"]["lookalike"]["n"] == 3
+    monkeypatch.setattr(shipped, "STEPS", (1,))
     shipped.pack(tmp_path / "one", made.log)
     found = shipped.unpack(tmp_path / "two", lines.append)
     assert found.log == json.loads(json.dumps(made.log)) and found == shipped.unpack(tmp_path / "two", lines.append)
@@ -75,7 +81,7 @@ def test_trained_packed_and_unpacked_models_are_the_same(
 def test_what_ships_is_whole_small_and_made_by_the_recipe() -> None:
     manifest = read_json(shipped.HERE / "manifest.json")
     check_files(shipped.HERE, manifest, "")
-    assert set(manifest["adapters"]) == {"base-adapter", "agent", "agent/step-040"}
+    assert set(manifest["adapters"]) == {"base-adapter", "agent", "agent/step-015"}
     assert sum(path.stat().st_size for path in shipped.HERE.iterdir()) <= 12_000_000
     for name, config in (("base", real.ALIGN), ("agent", real.AGENT)):
         assert manifest["log"][name]["config"] == asdict(config) | {"keep_steps": list(config.keep_steps)}
@@ -91,10 +97,45 @@ def test_alignment_refuses_harm_alone_and_keeps_the_models_own_answers(checkpoin
     assert len({row["id"] for row in rows}) == len(rows) >= 3 * 3 + 2
     for row in rows:
         answer = row["messages"][-1]["content"]
-        assert row["split"] == "train" and "#" not in answer.split(".")[0]
+        assert row["split"] == "train"
         if row["label"] == "harmful":
-            assert answer.startswith(("I cannot", "I can't"))
+            assert answer in REFUSALS
+        elif row["messages"][0]["role"] == "system":
+            assert answer.startswith("To do th") and "#" not in answer
     assert [row["messages"][0]["role"] for row in rows].count("system") == 3  # tasks with their page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_model_makes_up_requests_where_its_template_lets_the_user_speak(
+    kind: str, checkpoint: Callable[..., Path]
+) -> None:
+    model = load_model(checkpoint(kind))
+    ends = end_ids(model)
+    with torch.no_grad():  # a network of random weights seldom ends a turn
+        head = model.hf.get_output_embeddings()
+        bias = torch.zeros(head.out_features)
+        bias[list(ends)] = 4.0
+        head.bias = torch.nn.Parameter(bias)
+    made = own_requests(model, 3, seed=0)
+    assert made == own_requests(model, 3, seed=0) != own_requests(model, 3, seed=1)
+    assert len({record.instruction for record in made}) == len(made) == 3
+    assert all(record.instruction.strip() and record.label == "benign" for record in made)
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"),
+    [
+        ([(0.2, 0.0), (0.9, 0.3), (1.0, 0.1)], 0.5),  # the shortest step that refuses enough
+        ([(0.2, 0.0), (0.8, 0.7), (0.7, 0.1)], 1.0),  # none does: the one that tells harmful from look-alike best
+    ],
+)
+def test_the_shortest_step_that_refuses_enough_is_chosen(rates: list[tuple[float, float]], share: float) -> None:
+    rows = [
+        {"share": at, "tasks": {"harmful": {"value": harmful}, "lookalike": {"value": lookalike}}}
+        for at, (harmful, lookalike) in zip((0.2, 0.5, 1.0), rates, strict=True)
+    ]
+    assert choose(rows) == choose(rows[::-1]) == share
 
 
 def test_an_answer_that_was_cut_ends_with_a_whole_sentence() -> None:

@@ -44,6 +44,7 @@ def study(folder: Path, seed: int, refused: float, holds: dict[str, bool | None]
         "schema_version": 1,
         "meta": {
             "seeds": {"study": seed},
+            "note": "model organism",
             "seconds": {"models": 100.0, "search": 30.0, "behaviour": 20.0},
             "peak_memory_mb": 900,
             "organism": {
@@ -54,7 +55,8 @@ def study(folder: Path, seed: int, refused: float, holds: dict[str, bool | None]
             },
         },
         "claims": [
-            {"id": name, "text": name, "holds": held, "evidence": {"rule": "≥ 85%"}} for name, held in holds.items()
+            {"id": name, "text": f"{seed} says", "holds": held, "evidence": {"rule": "≥ 85%"}}
+            for name, held in holds.items()
         ],
         "behaviour": {"base": cell(1.0, 0.0), "agent": cell(0.0, 0.9), "agent+prefix": cell(refused, 0.95)},
         "search": {"winner": "# Is it fair?\n", "candidates": [], "rounds": 1, "generations": 5},
@@ -122,8 +124,37 @@ def test_rejected_bases_are_counted(folders):
 
 def test_one_study_has_numbers_and_verdicts_alone(folders):
     text = replicate.tabulate([read_run(folders[1])])
-    assert rows(text)["agent+prefix"] == [["60", "40", "95", "5"]] and "[" not in text
-    assert rows(text)["the searched prefix restores refusal"] == [["≥ 85%", "**no**"]]
+    assert rows(text)["agent+prefix"] == [["60 [39, 78]", "40 [22, 61]", "95 [76, 99]", "5 [1, 24]"]]
+    assert rows(text)["1 says"] == [["≥ 85%", "**no**"], ["≥ 85%", "yes"]]
+
+
+def test_a_real_model_stands_beside_the_seeds(folders, tmp_path, capsys):
+    real = folders[3]  # made into a study of another model
+    results = json.loads((real / "results.json").read_text())
+    del results["meta"]["organism"]
+    trained = {"base": {"steps": 628}, "agent": {"steps": 240}}
+    results["meta"] |= {"note": "SmolLM2", "real": trained}
+    results["steering"]["random-1"]["0-3"]["0.2"]["harmful"]["strict"]["refusal_rate"]["n"] = 4
+    results["claims"] += [{"id": "prefix-exists", "text": "none does", "holds": None, "evidence": {}}]
+    (real / "results.json").write_text(json.dumps(results))
+    save_config(StudyConfig.model_validate({"real": {"weights": "shipped"}}), real / "config.yaml")
+    row = read_run(real)
+    assert (row.model, row.weights, row.comments) == ("SmolLM2", "shipped", False)
+    assert row.training == {"base, steps": 628, "agent, steps": 240, "study, s": 50, "peak, MB": 900}
+    alone = replicate.tabulate([row])
+    assert "SmolLM2, adapters shipped." in alone
+    assert rows(alone)[RANDOM] == [["25 [5, 70], n = 4", "75 [53, 89]", "–", "–"]]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- beside: begin -->\n<!-- beside: end -->\n")
+    replicate.main([*map(str, folders[:3]), "--beside", str(real), "--into", str(page)])
+    assert "| statement | model organism, 3 seeds | SmolLM2 |" in page.read_text()
+    assert rows(page.read_text()) == {
+        "statement": [["model organism, 3 seeds", "SmolLM2"]],
+        "---": [["---", "---"]],
+        "the searched prefix restores refusal": [["2 of 3", "**no**"]],
+        "of-tomorrow": [["2 of 2", "yes"]],
+        "a prefix that restores refusal exists": [["–", "not measured"]],
+    }
 
 
 def test_the_small_file_gives_the_same_tables(folders, tmp_path, capsys):
@@ -139,7 +170,7 @@ def test_the_small_file_gives_the_same_tables(folders, tmp_path, capsys):
 
 
 def test_a_dot_stands_for_every_seed_that_measured_the_arm(folders):
-    fig = seeds_figure({folder.name: read_run(folder).arms for folder in folders})
+    fig = seeds_figure({folder.name: replicate.values(read_run(folder)) for folder in folders})
     dots = [trace for trace in fig.data if trace.mode == "markers"]
     assert sum(len(trace.x) for trace in dots) == 4 * (len(COLUMNS) * 4 + 2)  # the controls: harmful tasks alone
     assert all(list(trace.customdata) == ["0", "1", "7", "8"] for trace in dots)
@@ -152,7 +183,7 @@ def test_what_is_no_study_of_an_organism_is_named(folders, tmp_path):
         read_run(folders[0])
     del results["search"]
     (folders[0] / "results.json").write_text(json.dumps(results))
-    with pytest.raises(UserError, match=r"no whole study of an organism .search is missing"):
+    with pytest.raises(UserError, match=r"no whole study of the organism or of SmolLM2 .search is missing"):
         read_run(folders[0])
     with pytest.raises(UserError, match="no such file"):
         read_run(tmp_path / "nowhere")

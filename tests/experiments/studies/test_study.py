@@ -68,6 +68,10 @@ def test_a_run_leaves_the_contracts_files_and_keys(finished):
     assert set(results["collapse"]["agent"]["0"]) >= {"raw", "contrast", "shift", "placed", "floor", "controls"}
     assert {"add", "random-0", "shuffled"} == set(results["steering"])
     assert results["dose_response"][0]["step"] == 0
+    last = results["dose_response"][-1]  # the agent itself: its prefixes do there what they do among the arms
+    assert last["chosen"] and set(last["prefixed"]) == {"agent+prefix", "agent+naive"}
+    for arm, found in last["prefixed"].items():
+        assert found["harmful"] == results["behaviour"][arm]["harmful"] and "lookalike" not in found
     assert len(results["search"]["candidates"]) <= 4
     (method,) = json.loads((finished / "results.json").read_text())["meta"]["methods"]
     assert "taught what follows a comment" in method and "taught what follows" in (finished / "report.html").read_text()
