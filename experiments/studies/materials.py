@@ -73,11 +73,16 @@ class Bench:
         return load_model(folder, device=self.config.models.device, dtype=self.config.models.dtype)
 
     def episodes(self, arm: Arm, records: Sequence[Record], model: HookedModel | None = None) -> list[Episode]:
-        """Run (or find in ``generations.jsonl``) every record under ``arm``; arms of one model share its prompts."""
-        shared = None if model else self._prompts.setdefault(arm.model, PromptCache(self.models[arm.model]))
+        """Run (or find in ``generations.jsonl``) every record under ``arm``; arms of one model share its prompts.
+
+        Args:
+            model: another one than the arm names, a checkpoint.
+        """
+        model = model or self.models[arm.model]
+        shared = self._prompts.setdefault(model.fingerprint, PromptCache(model))
         with bar(arm.name, len(records)) as advance:
             return run_arm(
-                model or self.models[arm.model],
+                model,
                 records,
                 arm,
                 environment_for,

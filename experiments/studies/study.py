@@ -315,6 +315,7 @@ def dose_response_stage(bench: Bench, arms: Sequence[Arm]) -> list[dict[str, Any
             gap = final_gap(model, bench.test, probes, seed=bench.config.seed)
             row = {"step": step, "behaviour": rates(ran), "gap": gap, "readings": readings.read(model)}
             behind = {arm.name: rates(bench.episodes(arm, tasks, model)) for arm in given}
+            bench.forget_prompts()
             rows.append(row | {"chosen": chosen, "prefixed": behind})
         return rows
 

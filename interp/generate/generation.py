@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pingscope.interp.chat.batching import token_budget_batches
+from pingscope.interp.chat.batching import Batch, token_budget_batches
 from pingscope.interp.chat.beginnings import first_tokens, where_answers_differ
 from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.chat.template import ends_of_turns
@@ -18,6 +18,7 @@ from pingscope.interp.errors import UserError
 from pingscope.interp.generate.embedded import with_placeholders
 from pingscope.interp.generate.forced import Given, decode
 from pingscope.interp.generate.prompt_cache import PromptCache
+from pingscope.interp.generate.resumed import resume
 from pingscope.interp.model.hooked import TOKEN_BUDGET, HookedModel
 from pingscope.interp.model.hooks import Condition, Edit, Watch, check_edits, live_edits
 
@@ -111,15 +112,25 @@ def generate(
             )  # fmt: skip
         else:
             past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
-            devices = [model.device] if model.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices):
-                torch.manual_seed(seed + number)
-                spoken = model.continuations(batch, settings, live, past).tolist()
+            if past is not None and not live and not temperature:
+                spoken = resume(model, batch, past, max_new_tokens, ends)
+            else:
+                spoken = _continued(model, batch, settings, live, past, seed + number)
         for i, new in zip(order, spoken, strict=True):
             out[i] = _spoken(model, rows[i].id, new, ends)
         if progress is not None:
             progress(len(order))
     return [g for g in out if g is not None]
+
+
+def _continued(
+    model: HookedModel, batch: Batch, settings: Any, live: Sequence[Edit], past: Any, seed: int
+) -> list[list[int]]:
+    """By transformers' own generation; what is drawn depends on ``seed`` and leaves the caller's draws as they were."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return list(model.continuations(batch, settings, live, past).tolist())
 
 
 def _spoken(model: HookedModel, name: str, new: Sequence[int], ends: Sequence[int]) -> Generation:
