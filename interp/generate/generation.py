@@ -18,7 +18,7 @@ from pingscope.interp.errors import UserError
 from pingscope.interp.generate.embedded import with_placeholders
 from pingscope.interp.generate.forced import Given, decode
 from pingscope.interp.generate.prompt_cache import PromptCache
-from pingscope.interp.generate.resumed import resume
+from pingscope.interp.generate.resumed import edits_prompt_alone, resume
 from pingscope.interp.model.hooked import TOKEN_BUDGET, HookedModel
 from pingscope.interp.model.hooks import Condition, Edit, Watch, check_edits, live_edits
 
@@ -112,8 +112,8 @@ def generate(
             )  # fmt: skip
         else:
             past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
-            if past is not None and not live and not temperature:
-                spoken = resume(model, batch, past, max_new_tokens, ends)
+            if past is not None and not temperature and edits_prompt_alone(live, max_new_tokens):
+                spoken = resume(model, batch, past, max_new_tokens, ends, live)
             else:
                 spoken = _continued(model, batch, settings, live, past, seed + number)
         for i, new in zip(order, spoken, strict=True):

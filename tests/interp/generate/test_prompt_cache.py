@@ -137,10 +137,13 @@ def test_layers_with_a_window_are_read_in_full():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", "opt"])
-def test_rows_that_are_done_leave_the_batch(family):
+@pytest.mark.parametrize("steered", [False, True])
+def test_rows_that_are_done_leave_the_batch(family, steered):
     model, n = tiny(family), 12
+    push = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    edits = [Edit(0, final(), lambda x: x + push)] if steered else []
     rows = [model.render(Prompt(f"p{i}", "Buy the laptop and the pen " * (i % 3) + str(i))) for i in range(8)]
-    free = generate(model, rows, max_new_tokens=n)
+    free = generate(model, rows, max_new_tokens=n, edits=edits)
     # Of the tokens said, the one that ends the answers at the most different places becomes an end of turns.
     places = {
         token: [answer.ids.index(token) if token in answer.ids else n - 1 for answer in free]
@@ -149,12 +152,12 @@ def test_rows_that_are_done_leave_the_batch(family):
     end = max(places, key=lambda token: (len(set(places[token])), -sum(places[token])))
     assert len(set(places[end])) >= 2
     model.hf.generation_config.eos_token_id = end
-    plain, columns = generate(model, rows, max_new_tokens=n), Columns(model)
+    plain, columns = generate(model, rows, max_new_tokens=n, edits=edits), Columns(model)
     cache = PromptCache(model)
-    assert generate(model, rows, max_new_tokens=n, prompts=cache) == plain
+    assert generate(model, rows, max_new_tokens=n, edits=edits, prompts=cache) == plain
     assert [len(answer.ids) for answer in plain] == [
         place + (not one.finished) for place, one in zip(places[end], plain, strict=True)
     ]
     columns.seen = 0
-    assert generate(model, rows, max_new_tokens=n, prompts=cache) == plain
+    assert generate(model, rows, max_new_tokens=n, edits=edits, prompts=cache) == plain
     assert columns.seen < len(rows) * (1 + max(places[end]))  # a batch that runs to its longest answer computes these
