@@ -20,7 +20,7 @@ study-real: $(VENV)/.installed-real
 	$(BIN)/pingscope study --real --out runs/study-real $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-quick: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

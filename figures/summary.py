@@ -12,6 +12,7 @@ from pingscope.figures.numbers import interval, number, percent, plain, rate, so
 from pingscope.schema import Estimate, Results
 
 LEADS = ("base", "agent", "agent+prefix", "agent+steer", "agent+gated-prefix")  # at most three of them, in order
+FOLDED = 6  # pieces of evidence that stand open under a claim
 STATUS = {True: ("holds", "Holds"), False: ("absent", "Does not hold"), None: ("open", "Not measured")}
 
 
@@ -20,7 +21,12 @@ class Claim:
     text: str
     status: str  # holds | absent | open
     word: str
-    evidence: str
+    evidence: tuple[str, ...]
+
+    @property
+    def folded(self) -> bool:
+        """Whether the evidence is too long to stand open: a sentence for every layer of a deep model."""
+        return len(self.evidence) > FOLDED
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,14 @@ def claims(results: Results) -> list[Claim]:
     return out
 
 
-def _evidence(evidence: Any) -> str:
+def _evidence(evidence: Any) -> tuple[str, ...]:
     if evidence is None:
-        return ""
+        return ()
     if isinstance(evidence, dict):
-        return "; ".join(f"{name.replace('_', ' ')} {_scalar(value)}" for name, value in evidence.items())
+        return tuple(f"{name.replace('_', ' ')} {_scalar(value)}" for name, value in evidence.items())
     if isinstance(evidence, list):
-        return "; ".join(_scalar(item) for item in evidence)
-    return str(evidence)
+        return tuple(_scalar(item) for item in evidence)
+    return (str(evidence),)
 
 
 def _scalar(value: Any) -> str:

@@ -149,8 +149,8 @@ def _organism_bench(config: StudyConfig, run: Run) -> Bench:
         world.tasks("test", n=n.n_test, seed=config.seed),
         world.chat_instructions("train", n.n_probe, config.seed),
         config.system_prompt or world.SAFETY_SYSTEM[0],
-        organism.log,
-        mixes.OPENINGS,
+        organism=organism.log,
+        openings=mixes.OPENINGS,
     )
 
 

@@ -271,3 +271,18 @@ def test_what_no_rate_rests_on_stands_beside_the_rates(tmp_path: Path) -> None:
     ):
         assert words.count(said) == 3  # below the rates of arms and of the search, and among the limits
     assert "Left out" not in Page(build_report(sample.write(tmp_path, sample.results()))).words
+
+
+def test_evidence_of_many_layers_is_folded_under_its_claim(tmp_path: Path) -> None:
+    layers = {f"layer {layer}": f"the gap shrank by {layer}%" for layer in range(30)}
+    few = {"base": "100%", "agent": "2%"}
+    claims = [
+        {"id": name, "text": name, "holds": True, "evidence": evidence}
+        for name, evidence in (("many", layers), ("few", few))
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"schema_version": 1, "claims": claims}))
+    page = build_report(tmp_path).read_text()
+    many, _, rest = page.partition("<p>few</p>")
+    assert '<details class="evidence"><summary>Evidence, 30 entries</summary>' in many
+    assert "<li>layer 29 the gap shrank by 29%</li>" in many
+    assert '<p class="evidence">base 100%; agent 2%</p>' in rest

@@ -210,3 +210,23 @@ def test_the_page_of_the_organism_holds_the_tables_of_its_file():
     page = (DOCS / "organism.md").read_text(encoding="utf-8")
     text = replicate.tabulate(read_seeds(DOCS / "seeds.json"))
     assert replicate.put_between(page, "seeds", text, DOCS / "organism.md") == page
+
+
+def test_the_pages_hold_what_the_real_study_measured():
+    seeds, (real,) = read_seeds(DOCS / "seeds.json"), read_seeds(DOCS / "real.json")
+    for mark, text, page in (
+        ("real", replicate.tabulate([real]), DOCS / "real-model.md"),
+        ("beside", replicate.beside(seeds, real), DOCS / "real-model.md"),
+        ("beside", replicate.beside(seeds, real), DOCS.parent / "README.md"),
+    ):
+        held = page.read_text(encoding="utf-8")
+        assert replicate.put_between(held, mark, text, page) == held
+
+    def cells(column: str) -> str:
+        return " to ".join(f"{100 * (real.value(arm, column) or 0):.0f}%" for arm in ("base", "agent"))
+
+    said = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"n = {real.n}), the break holds and the remedy does not: harmful tasks refused {cells('harmful refused')}, "
+        f"done {cells('harmful done')}, benign ones done {cells('benign done')}"
+    ) in said

@@ -73,7 +73,9 @@ def test_a_run_leaves_the_contracts_files_and_keys(finished):
     for arm, found in last["prefixed"].items():
         assert found["harmful"] == results["behaviour"][arm]["harmful"] and "lookalike" not in found
     assert len(results["search"]["candidates"]) <= 4
-    (method,) = json.loads((finished / "results.json").read_text())["meta"]["methods"]
+    meta = json.loads((finished / "results.json").read_text())["meta"]
+    (method,) = meta["methods"]
+    assert "real" not in meta and "organism" in meta and not any("135 million" in limit for limit in meta["limits"])
     assert "taught what follows a comment" in method and "taught what follows" in (finished / "report.html").read_text()
     assert {claim["id"] for claim in results["claims"]} >= {
         "aligned-base",
