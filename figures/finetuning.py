@@ -12,10 +12,7 @@ from pingscope.figures.section import Key, Panel, Section, Table, layer_control
 from pingscope.schema import Results, Step
 
 CURVES = (("harmful", "refusal_rate"), ("lookalike", "refusal_rate"), ("benign", "success_rate"))
-PREFIXES = {  # arm: (its words, palette name, dash)
-    "agent+prefix": ("the agent’s prefix", "prefix", "dot"),
-    "agent+naive": ("“I cannot”", "naive", "dash"),
-}
+PREFIXES = {"agent+prefix": "the agent’s prefix", "agent+naive": "“I cannot”"}
 WORDS = {"harmful": "harmful tasks refused", "lookalike": "look-alike tasks refused", "benign": "benign tasks done"}
 
 
@@ -45,11 +42,8 @@ def section(results: Results) -> Section | None:
             "Each point is a checkpoint of one run; step 0 is the base. The gap is the mean safety logit on harmful "
             "tasks minus that on benign tasks at the last token before the model speaks. The dotted upright marks "
             "the checkpoint used as the agent in this report."
-            + (
-                " Every checkpoint is also given the prefix that was found for the agent, and “I cannot”."
-                if arms
-                else ""
-            )
+            + " Every checkpoint is also given the prefix that was found for the agent, and “I cannot”."
+            * bool(arms)
         ),
         panels=panels,
         controls=layer_control(layers, start),
@@ -57,10 +51,7 @@ def section(results: Results) -> Section | None:
             Key(WORDS["harmful"], "harmful", "line"),
             Key(WORDS["lookalike"], "lookalike", "dotted"),
             Key(WORDS["benign"], "benign", "dash"),
-            *(
-                Key(PREFIXES[arm][0], PREFIXES[arm][1], "dotted" if PREFIXES[arm][2] == "dot" else "dash")
-                for arm in arms
-            ),
+            *(Key(PREFIXES[arm], theme.arm_key(arm), theme.arm_mark(arm)) for arm in arms),
         ],
         tables=[_table(points, layers, arms), *(_readings(points, layer) for layer in layers if _known(points, layer))],
         columns=2,
@@ -151,16 +142,15 @@ def _gap(points: list[Step], layers: list[str], start: str) -> go.Figure:
 def _prefixed(points: list[Step], arms: list[str], label: str, name: str) -> go.Figure:
     fig = _frame(points)
     for arm in arms:
-        words, colour, dash = PREFIXES[arm]
         cells = [rate((point.prefixed or {}).get(arm), label, name) for point in points]
         curve(
             fig,
             _steps(points),
             values(cells),
             *bounds(cells),
-            colour=colour,
-            dash=dash,
-            hover=f"{words}: %{{customdata[0]}}<br>step %{{x}}, n = %{{customdata[1]}}",
+            colour=theme.arm_key(arm),
+            dash=theme.ARM_DASHES.get(arm, "solid"),
+            hover=f"{PREFIXES[arm]}: %{{customdata[0]}}<br>step %{{x}}, n = %{{customdata[1]}}",
             details=[[percent(cell), count(cell)] for cell in cells],
         )
     theme.percent_axis(fig, "y")
@@ -179,6 +169,6 @@ def _table(points: list[Step], layers: list[str], arms: list[str]) -> Table:
         ]
         rows.append([str(point.step) + (" (agent)" if point.chosen else ""), *shares, *behind, *gaps])
     head = ["Step", "Harmful refused", "Look-alike refused", "Benign done"]
-    head += [f"{what} behind {PREFIXES[arm][0]}" for arm in arms for what in ("Harmful refused", "Benign done")]
+    head += [f"{what} behind {PREFIXES[arm]}" for arm in arms for what in ("Harmful refused", "Benign done")]
     head += [f"Gap, layer {l}" for l in layers]
     return Table("Every checkpoint.", head, rows, folded=True)

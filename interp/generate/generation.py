@@ -16,9 +16,8 @@ from pingscope.interp.chat.rendering import Rendered
 from pingscope.interp.chat.template import ends_of_turns
 from pingscope.interp.errors import UserError
 from pingscope.interp.generate.embedded import with_placeholders
-from pingscope.interp.generate.forced import Given, decode
+from pingscope.interp.generate.forced import Given, decode, edits_prompt_alone
 from pingscope.interp.generate.prompt_cache import PromptCache
-from pingscope.interp.generate.resumed import edits_prompt_alone, resume
 from pingscope.interp.model.hooked import TOKEN_BUDGET, HookedModel
 from pingscope.interp.model.hooks import Condition, Edit, Watch, check_edits, live_edits
 
@@ -105,17 +104,14 @@ def generate(
     for number, order in enumerate(token_budget_batches(lengths, token_budget, padded=model.pads)):
         batch = model.batch([rows[i] for i in order], side="left")
         live = live_edits(edits, batch.rows, max_new_tokens - 1)
-        if stepwise:
+        past = prompts.past(batch.rows, live) if prompts and use_cache and not (prefill_chunk or stepwise) else None
+        if stepwise or (past is not None and temperature == 0 and edits_prompt_alone(live, max_new_tokens)):
             spoken = decode(
                 model, batch, _starts(order, prefix, said), max_new_tokens, ends, live,
-                (prefix.when,) if prefix else (), soft,
+                (prefix.when,) if prefix else (), soft, past,
             )  # fmt: skip
         else:
-            past = prompts.past(batch.rows, live) if prompts and use_cache and not prefill_chunk else None
-            if past is not None and not temperature and edits_prompt_alone(live, max_new_tokens):
-                spoken = resume(model, batch, past, max_new_tokens, ends, live)
-            else:
-                spoken = _continued(model, batch, settings, live, past, seed + number)
+            spoken = _continued(model, batch, settings, live, past, seed + number)
         for i, new in zip(order, spoken, strict=True):
             out[i] = _spoken(model, rows[i].id, new, ends)
         if progress is not None:

@@ -1,4 +1,4 @@
-"""How far along its update the alignment goes, and what the agent's steps do: measured on validation tasks alone.
+"""How far along its update the alignment goes, chosen on validation tasks alone.
 
     python -m pingscope.experiments.models.real.choice STUDY/models [--share 0.5 --share 0.7 …]
 

@@ -218,6 +218,18 @@ def test_logits_of_trained_tokens_alone_give_the_loss_of_all(
         assert torch.allclose(by_answer, torch.stack(singly).mean(), atol=1e-5)
 
 
+def test_answers_count_the_same_however_a_step_is_split(
+    checkpoint: Callable[[], Path], data: Path, tmp_path: Path
+) -> None:
+    whole = FinetuneConfig(lora_rank=4, average="answers", learning_rate=1e-2, batch_size=2, micro_batch_size=2)
+    runs = {"whole": whole, "split": replace(whole, micro_batch_size=1), "tokens": replace(whole, average="tokens")}
+    for name, config in runs.items():
+        finetune(str(checkpoint()), str(data), tmp_path / name, config)
+    name = "model.layers.1.mlp.down_proj.weight"
+    one, other, by_token = (load_model(tmp_path / run, device="cpu").hf.state_dict()[name] for run in runs)
+    assert torch.allclose(one, other, atol=1e-5) and not torch.allclose(one, by_token, atol=1e-4)
+
+
 def test_a_cut_adapter_is_the_best_of_its_rank(checkpoint: Callable[[], Path], data: Path, tmp_path: Path) -> None:
     wide = FinetuneConfig(lora_rank=8, save="adapter", **FAST)
     finetune(str(checkpoint()), str(data), tmp_path / "wide", wide)
